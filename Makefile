@@ -1,0 +1,47 @@
+PYTHON ?= python3
+JOBS ?= 2
+BIN := .venv/bin
+PIP := $(BIN)/pip --disable-pip-version-check
+
+.DEFAULT_GOAL := help
+.PHONY: demo test lint format bench clean help
+
+demo: .venv/.demo-installed ## run the demonstration: a posterior sampled from end to end
+	$(BIN)/potentia demo
+
+test: lint ## lint, check types, then run the tests
+	@$(BIN)/pytest -n $(JOBS)
+
+lint: .venv/.dev-installed ## ruff, and mypy on the package
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	cd src && ../$(BIN)/mypy --config-file ../pyproject.toml potentia
+
+format: .venv/.dev-installed ## put imports and layout in order
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+bench: .venv/.demo-installed ## time the samplers
+	$(BIN)/potentia bench
+
+clean: ## remove the environment, caches and whatever the demonstration wrote
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage build dist demo.zarr demo.png
+	rm -rf src/*.egg-info *.egg-info src/.mypy_cache
+	find src annealers energies inference io likelihoods tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+help: ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1	\2/p' Makefile | expand -t 16
+
+# Reinstalled only when what to install has changed. The development install holds all that the demonstration needs.
+.venv/.demo-installed: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) install -q -c constraints.txt -e '.[demo]'
+	@touch $@
+
+.venv/.dev-installed: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) install -q -c constraints.txt -e '.[dev]'
+	@touch .venv/.demo-installed $@
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "Potentia needs Python 3.11 or newer, '$(PYTHON)' is $$($(PYTHON) --version 2>&1): try make PYTHON=python3.12" >&2; exit 1; }
+	$(PYTHON) -m venv .venv

@@ -1,0 +1,179 @@
+"""The energy of a denoising network, and the score of one."""
+
+from collections.abc import Callable, Sequence
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from potentia._potential import Energy, Scales, ScoreOnly, Sigma
+from potentia._tensor import squared_norm
+from potentia._validate import shape_text
+from potentia.energies._shared import Event, event_or_none, flatten_batch, scale_range, sigma_per_image
+
+Net = Callable[[Tensor, Tensor], Tensor]
+
+
+class Denoiser(Energy):
+    """The multi-scale energy of a network psi that takes an image and a scale to an image.
+
+    U_s(x) = ||x - psi(x, s)||^2 / (2 s^2). ``psi`` is any callable, a module or a function; it gets images (N, C, H, W)
+    and scales (N,), both in the precision of its parameters where it has some, else in that of x, and must treat the
+    images one by one. ``grad``, ``value_and_grad`` and ``denoise`` cost one evaluation of psi and one vector-Jacobian
+    product, with respect to the images alone: no gradients of parameters are computed, nothing of psi is changed, its
+    training mode included. ``forward`` is differentiable in x and in psi's parameters, for training.
+
+    Shapes: x (*batch, C, H, W); returns (*batch,). ``shape`` says which (C, H, W) it takes; None: any that psi takes.
+    Units: x, psi and sigma share the image's unit; U is in nats.
+    Raises: TypeError if psi is not callable; ValueError if scales are not 0 < low <= high, if psi returns another
+        shape, or if its output is not connected to its input, in which case the gradient would be wrong.
+    Source: Chand and Jacob 2026.
+    """
+
+    default_name: ClassVar[str] = "denoiser"
+    psi: Net
+
+    def __init__(self, psi: Net, scales: Scales, *, shape: Sequence[int] | None = None) -> None:
+        super().__init__()
+        self.psi = _callable(self.name, "psi", psi)
+        self._scales = scale_range(self.name, scales)
+        self._event = event_or_none(self.name, shape)
+
+    @property
+    def event_shape(self) -> Event | None:
+        return self._event
+
+    @property
+    def scales(self) -> Scales:
+        return self._scales
+
+    def extra_repr(self) -> str:
+        return f"psi={label(self.psi)}"
+
+    def forward(self, x: Tensor, sigma: Sigma = None) -> Tensor:
+        self.check(x)
+        s = self.sigma_of(x, sigma)
+        return self._value(x - evaluate(self.name, self.psi, x, s).to(x.dtype), s)
+
+    def grad(self, x: Tensor, sigma: Sigma = None) -> Tensor:
+        """(r - J^T r) / s^2, where r = x - psi(x, s) and J is the Jacobian of psi."""
+        s, r, pulled = self._residual(x, sigma)
+        return (r - pulled) / s**2
+
+    def value_and_grad(self, x: Tensor, sigma: Sigma = None) -> tuple[Tensor, Tensor]:
+        s, r, pulled = self._residual(x, sigma)
+        return self._value(r, s), (r - pulled) / s**2
+
+    def denoise(self, x: Tensor, sigma: Sigma = None) -> Tensor:
+        """X - s^2 grad U_s(x) = psi(x, s) + J^T r."""
+        _, r, pulled = self._residual(x, sigma)
+        return x.detach() - r + pulled
+
+    def _value(self, r: Tensor, s: float | Tensor) -> Tensor:
+        per_image = s.reshape(s.shape[:-3]) if isinstance(s, Tensor) else s
+        return squared_norm(r) / (2 * per_image**2)
+
+    def _residual(self, x: Tensor, sigma: Sigma) -> tuple[float | Tensor, Tensor, Tensor]:
+        """The scale, r = x - psi(x, s) and J^T r, detached."""
+        self.check(x)
+        s = self.sigma_of(x, sigma)
+        z = x.detach().requires_grad_(True)
+        with torch.enable_grad():
+            p = evaluate(self.name, self.psi, z, s)
+        if not p.requires_grad:
+            raise ValueError(
+                f"{self.name}: {label(self.psi)} detaches its output from its input, expected a differentiable one"
+            )
+        # x is the only input asked for, so that autograd skips the branches that lead to parameters.
+        r = z.detach() - p.detach().to(z.dtype)
+        (pulled,) = torch.autograd.grad(p, z, r.to(p.dtype), allow_unused=True)
+        if pulled is None:
+            raise ValueError(
+                f"{self.name}: {label(self.psi)} does not depend on its input differentiably, expected that it does"
+            )
+        return s, r, pulled
+
+
+class ScoreModel(ScoreOnly):
+    """A multi-scale prior known by a denoiser D(x, s) alone, as diffusion models are: scores, but no values.
+
+    ``denoiser`` is any callable, a module or a function, that takes noisy images (N, C, H, W) and scales (N,), both in
+    the precision of its parameters where it has some, else in that of x, to clean images. It is evaluated without a
+    graph.
+
+    Shapes: x (*batch, C, H, W). ``shape`` says which (C, H, W) it takes; None: any that the denoiser takes.
+    Units: x and sigma share the image's unit.
+    Raises: TypeError if the denoiser is not callable; ValueError if scales are not 0 < low <= high, or if it returns
+        another shape.
+    """
+
+    default_name: ClassVar[str] = "score"
+    denoiser: Net
+
+    def __init__(self, denoiser: Net, scales: Scales, *, shape: Sequence[int] | None = None) -> None:
+        super().__init__()
+        self.denoiser = _callable(self.name, "denoiser", denoiser)
+        self._scales = scale_range(self.name, scales)
+        self._event = event_or_none(self.name, shape)
+
+    @property
+    def event_shape(self) -> Event | None:
+        return self._event
+
+    @property
+    def scales(self) -> Scales:
+        return self._scales
+
+    def extra_repr(self) -> str:
+        return f"denoiser={label(self.denoiser)}"
+
+    @torch.no_grad()
+    def denoise(self, x: Tensor, sigma: Sigma = None) -> Tensor:
+        """D(x, s)."""
+        self.check(x)
+        return evaluate(self.name, self.denoiser, x.detach(), self.sigma_of(x, sigma)).to(x.dtype)
+
+    @torch.no_grad()
+    def grad(self, x: Tensor, sigma: Sigma = None) -> Tensor:
+        """(x - D(x, s)) / s^2."""
+        return super().grad(x, sigma)
+
+
+def evaluate(where: str, net: Net, x: Tensor, s: float | Tensor) -> Tensor:
+    """Call a network on a flattened batch.
+
+    Shapes: x (*batch, C, H, W) -> the same.
+    Raises: ValueError if it returns something of another shape or field.
+    """
+    batch = flatten_batch(x)
+    precision = _precision(net, x)
+    z = batch.to(precision.to_complex() if x.is_complex() else precision)
+    out = net(z, sigma_per_image(z, s.to(precision) if isinstance(s, Tensor) else s))
+    if not isinstance(out, Tensor):
+        raise TypeError(f"{where}: {label(net)} returned {type(out).__name__}, expected a tensor")
+    if out.shape != z.shape or out.is_complex() != z.is_complex():
+        raise ValueError(
+            f"{where}: {label(net)} returned {out.dtype} of shape {shape_text(tuple(out.shape))}, "
+            f"expected {z.dtype} of shape {shape_text(tuple(z.shape))}, like its input"
+        )
+    return out.reshape(x.shape)
+
+
+def _precision(net: Net, x: Tensor) -> torch.dtype:
+    """Single or double as the network's parameters are; that of x for a network without such parameters."""
+    if isinstance(net, nn.Module):
+        for p in net.parameters():
+            if p.dtype.to_real() in (torch.float32, torch.float64):
+                return p.dtype.to_real()
+    return x.real.dtype
+
+
+def _callable(where: str, what: str, net: Net) -> Net:
+    if not callable(net):
+        raise TypeError(f"{where}: {what} must be callable, got {type(net).__name__}")
+    return net
+
+
+def label(fn: object) -> str:
+    """What to call a function or a module in a message."""
+    return str(getattr(fn, "__qualname__", type(fn).__name__))

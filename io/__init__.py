@@ -1,0 +1,21 @@
+"""Ensembles on disk and in memory, and readers of images and scans."""
+
+if __name__ != "potentia.io":
+    raise ImportError("use potentia.io, not the bare folder name")
+
+from potentia.io._ensemble import Ensemble, open_ensemble
+from potentia.io._errors import StoreError, StoreExistsError
+from potentia.io._readers import read_array, read_image, scale_to_percentile
+from potentia.io._writer import EnsembleWriter, check_target
+
+__all__ = [
+    "Ensemble",
+    "EnsembleWriter",
+    "StoreError",
+    "StoreExistsError",
+    "check_target",
+    "open_ensemble",
+    "read_array",
+    "read_image",
+    "scale_to_percentile",
+]

@@ -1,0 +1,41 @@
+"""Copying a whole store."""
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from potentia.io._location import Location, StorePath, create_at
+from potentia.io._schema import add_array
+
+if TYPE_CHECKING:
+    import zarr
+
+
+def copy_store(source: Location, path: StorePath, *, overwrite: bool) -> Location:
+    """Copy every group, array and attribute, chunk by chunk along chains.
+
+    Raises: StoreExistsError, StoreError.
+    """
+    target = Location.of(path)
+    root = source.open()
+
+    def fill(new: "zarr.Group") -> None:
+        new.attrs.update(root.attrs.asdict())
+        _copy_group(root, new)
+
+    create_at(target, fill, overwrite=overwrite)
+    return target
+
+
+def _copy_group(old: "zarr.Group", new: "zarr.Group") -> None:
+    for name, group in old.groups():
+        _copy_group(group, new.create_group(name))
+    for name, array in old.arrays():
+        dims = getattr(array.metadata, "dimension_names", None) or ()
+        dtype = str if array.dtype.kind in "TOU" else array.dtype
+        made = add_array(new, name, array.shape, array.chunks, dtype, dims, array.fill_value)
+        if array.ndim and len(array.chunks) > 1 and array.shape[0] > 1:
+            for first in range(0, array.shape[0], array.chunks[0]):
+                made[first : first + array.chunks[0]] = array[first : first + array.chunks[0]]
+        else:
+            made[...] = np.asarray(array[...], dtype=object) if dtype is str else array[...]

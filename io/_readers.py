@@ -1,0 +1,153 @@
+"""Readers of images and arrays."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
+ARRAYS = (".npy", ".npz")
+VOLUMES = (".nii", ".nii.gz")
+
+
+def read_image(
+    path: str | Path, *, dtype: str = "float32", slice_axis: int = 2, index: int | None = None
+) -> NDArray[Any]:
+    """Read an image as (C, H, W).
+
+    Pictures (PNG, JPEG, TIFF) of 8 or 16 bits are scaled to [-1, 1]; transparency is refused. Arrays (.npy, .npz) keep
+    their values; of a NIfTI volume one slice is taken, its values kept.
+
+    Raises: FileNotFoundError; ValueError for a file that cannot be read, of another kind, or not finite.
+    """
+    name = _existing(path)
+    if name.endswith(PICTURES):
+        image = _read_picture(path)
+    elif name.endswith(VOLUMES):
+        image = _read_slice(path, slice_axis, index)
+    else:
+        image = read_array(path)
+    if image.ndim == 2:
+        image = image[None]
+    if image.ndim != 3:
+        raise ValueError(f"{path}: image has shape {image.shape}, expected (H, W) or (C, H, W)")
+    wanted = np.result_type(dtype, np.complex64) if np.iscomplexobj(image) else np.dtype(dtype)
+    return _finite(path, image.astype(wanted))
+
+
+def read_array(path: str | Path) -> NDArray[Any]:
+    """Read an array, such as a mask, coil maps or k-space: .npy, .npz of one array, or ``FILE.npz:NAME``.
+
+    Raises: FileNotFoundError; ValueError for a file that cannot be read, pickled content, an npz of several arrays
+        without a name, or entries that are not finite.
+    """
+    name = _existing(path)
+    file, key = _split(path)
+    if not name.endswith(ARRAYS):
+        raise ValueError(
+            f"{path}: is of a kind that is not read here, expected {', '.join(PICTURES + ARRAYS + VOLUMES)}"
+        )
+    try:
+        loaded = np.load(file, allow_pickle=False)
+        array = _pick(path, loaded, key) if isinstance(loaded, np.lib.npyio.NpzFile) else loaded
+    except (OSError, ValueError, EOFError, KeyError) as err:
+        if str(err).startswith(str(path)):
+            raise
+        raise ValueError(f"{path}: cannot be read as an array without pickles: {err}") from err
+    if array.dtype.kind not in "biufc":
+        raise ValueError(f"{path}: array has dtype {array.dtype}, expected numbers")
+    return _finite(path, array)
+
+
+def scale_to_percentile(image: NDArray[Any], percentile: float = 99.0) -> tuple[NDArray[Any], float]:
+    """Divide by a percentile of the magnitude: the image, and the factor that it was divided by.
+
+    Raises: ValueError for a percentile outside (0, 100], or an image that is zero there.
+    """
+    if not 0 < percentile <= 100:
+        raise ValueError(f"scale_to_percentile: percentile is {percentile}, expected a number in (0, 100]")
+    factor = float(np.percentile(np.abs(image), percentile))
+    if factor == 0:
+        raise ValueError(f"scale_to_percentile: the {percentile:g}th percentile of the image is zero")
+    return image / np.asarray(factor, dtype=image.real.dtype), factor
+
+
+def _split(path: str | Path) -> tuple[Path, str | None]:
+    text = str(path)
+    file, marker, key = text.partition(".npz:")
+    return (Path(file + ".npz"), key) if marker else (Path(text), None)
+
+
+def _existing(path: str | Path) -> str:
+    file = _split(path)[0]
+    if not file.exists():
+        raise FileNotFoundError(f"{path}: there is no such file")
+    if file.is_dir():
+        raise ValueError(f"{path}: is a folder, expected a file")
+    return file.name.lower()
+
+
+def _pick(path: str | Path, archive: Any, key: str | None) -> NDArray[Any]:
+    names = list(archive.files)
+    if key is None and len(names) != 1:
+        raise ValueError(f"{path}: holds the arrays {', '.join(names)}, expected FILE.npz:NAME to choose one")
+    if key is not None and key not in names:
+        raise ValueError(f"{path}: has no array {key!r}, expected one of {', '.join(names)}")
+    found: NDArray[Any] = archive[names[0] if key is None else key]
+    return found
+
+
+def _finite(path: str | Path, array: NDArray[Any]) -> NDArray[Any]:
+    bad = int((~np.isfinite(array)).sum()) if array.dtype.kind in "fc" else 0
+    if bad:
+        raise ValueError(f"{path}: has {bad} NaN or infinite of {array.size} entries, expected finite data")
+    if array.size == 0:
+        raise ValueError(f"{path}: is empty, shape {array.shape}")
+    return array
+
+
+def _read_picture(path: str | Path) -> NDArray[Any]:
+    try:
+        from PIL import Image, UnidentifiedImageError
+    except ImportError as err:
+        raise ImportError(
+            f"{path}: Pillow is missing, expected it for pictures: pip install 'potentia[images]'"
+        ) from err
+    try:
+        with Image.open(path) as opened:
+            opened.load()
+            picture = opened.convert("RGB") if opened.mode == "P" else opened.copy()
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as err:
+        raise ValueError(f"{path}: cannot be read as a picture: {err}") from err
+    if picture.mode == "1":
+        picture = picture.convert("L")
+    array = np.asarray(picture)
+    if picture.mode in ("LA", "RGBA", "PA") or (array.ndim == 3 and array.shape[2] != 3):
+        raise ValueError(f"{path}: picture has mode {picture.mode}, expected grey or RGB without transparency")
+    if array.dtype.kind == "f":
+        scaled = array.astype(np.float32)
+    else:
+        top = 255.0 if array.dtype == np.uint8 else 65535.0
+        scaled = (array.astype(np.float32) * (2 / top) - 1).astype(np.float32)
+    return np.moveaxis(scaled, -1, 0) if scaled.ndim == 3 else scaled
+
+
+def _read_slice(path: str | Path, axis: int, index: int | None) -> NDArray[Any]:
+    try:
+        import nibabel
+    except ImportError as err:
+        raise ImportError(f"{path}: nibabel is missing, expected it for NIfTI: pip install 'potentia[images]'") from err
+    try:
+        volume = np.asarray(nibabel.load(path).dataobj)  # type: ignore[attr-defined]
+    except Exception as err:  # nibabel raises a dozen unrelated types for damaged files
+        raise ValueError(f"{path}: cannot be read as NIfTI: {err}") from err
+    if volume.ndim == 2:
+        return volume
+    if volume.ndim != 3:
+        raise ValueError(f"{path}: volume has shape {volume.shape}, expected three dimensions")
+    if not 0 <= axis < 3:
+        raise ValueError(f"{path}: slice axis is {axis}, expected 0, 1 or 2")
+    if index is None or not 0 <= index < volume.shape[axis]:
+        raise ValueError(f"{path}: slice index is {index}, expected 0 to {volume.shape[axis] - 1} along axis {axis}")
+    return np.asarray(np.take(volume, index, axis=axis))

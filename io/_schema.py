@@ -1,0 +1,243 @@
+"""The schema of an ensemble store (version 1): which arrays it has, how they are chunked and named."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib import metadata
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from torch import Tensor
+
+from potentia.io._errors import StoreError
+
+if TYPE_CHECKING:
+    import zarr
+
+STORE_VERSION = 1
+IMAGE_DIMS = ("chain", "draw", "channel", "y", "x")
+STATS: Mapping[str, str] = {
+    "lp": "<f8",
+    "acceptance_rate": "<f8",
+    "step_size": "<f8",
+    "diverging": "|b1",
+    "sigma": "<f8",
+    "n_grad": "<i8",
+}
+STATE_HEADER = 16  # draw count, length and checksum of the sampler state
+_CHUNK_BYTES = 16 * 2**20  # 8 to 16 MiB write at the speed of a plain file
+_DTYPES = ("float32", "float64")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Sizes of an ensemble: everything that the shapes and chunks of the store follow from.
+
+    ``event_shape`` is the image as the sampler sees it, (C, H, W); complex channels are stored as two real ones.
+    """
+
+    num_chains: int
+    num_draws: int
+    event_shape: tuple[int, int, int]
+    is_complex: bool
+    dtype: np.dtype[Any]
+
+    @classmethod
+    def checked(
+        cls, num_chains: int, num_draws: int, event_shape: Sequence[int], is_complex: bool, dtype: Any
+    ) -> "Layout":
+        """Check the numbers of a caller.
+
+        Raises: ValueError for sizes below one, for another number of dimensions, or another dtype.
+        """
+        shape = tuple(int(n) for n in event_shape)
+        if len(shape) != 3 or min(shape) < 1:
+            raise ValueError(f"EnsembleWriter: event_shape must be (C, H, W), each at least 1, got {shape}")
+        for name, value in (("num_chains", num_chains), ("num_draws", num_draws)):
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"EnsembleWriter: {name} must be an integer of at least 1, got {value!r}")
+        name = str(dtype).removeprefix("torch.")
+        if not isinstance(dtype, str) and not name.startswith("float"):
+            name = np.dtype(dtype).name
+        if name not in _DTYPES:
+            raise ValueError(f"EnsembleWriter: dtype must be float32 or float64, got {name}")
+        return cls(num_chains, num_draws, (shape[0], shape[1], shape[2]), is_complex, np.dtype(name).newbyteorder("<"))
+
+    @property
+    def stored_shape(self) -> tuple[int, int, int]:
+        """Shape of one draw in the store, with real and imaginary parts as channels."""
+        channels, height, width = self.event_shape
+        return (2 * channels if self.is_complex else channels, height, width)
+
+    @property
+    def draw_bytes(self) -> int:
+        """Bytes of one stored draw of one chain."""
+        return math.prod(self.stored_shape) * self.dtype.itemsize
+
+    @property
+    def block(self) -> int:
+        """Draws in a chunk: as many as fit 16 MiB, evened out so that the last chunk is not mostly padding."""
+        most = max(1, min(self.num_draws, _CHUNK_BYTES // self.draw_bytes))
+        return math.ceil(self.num_draws / math.ceil(self.num_draws / most))
+
+    @property
+    def channel_names(self) -> list[str]:
+        """Names of the stored channels: ``0, 1, ...`` or ``re, im`` or ``re0, im0, re1, ...``."""
+        channels = self.event_shape[0]
+        if not self.is_complex:
+            return [str(c) for c in range(channels)]
+        return ["re", "im"] if channels == 1 else [part + str(c) for c in range(channels) for part in ("re", "im")]
+
+
+def json_ready(where: str, value: Mapping[str, object]) -> dict[str, Any]:
+    """Return what JSON makes of a mapping, so that it compares equal to what is read back.
+
+    Raises: ValueError if it does not fit JSON (NaN and infinity do not).
+    """
+    try:
+        ready: dict[str, Any] = json.loads(json.dumps(dict(value), allow_nan=False))
+    except (TypeError, ValueError) as err:
+        raise ValueError(f"{where} must be storable as JSON: {err}") from err
+    return ready
+
+
+def root_attributes(layout: Layout, potentia: dict[str, Any]) -> dict[str, Any]:
+    """Root attributes of a new store: those that ArviZ writes and the caller's ``potentia`` entry."""
+    own = {"store_version": STORE_VERSION, "complex": layout.is_complex, "event_shape": list(layout.event_shape)}
+    version = _version()
+    return {
+        "created_at": datetime.now(UTC).isoformat(),
+        "creation_library": "potentia",
+        "creation_library_version": version,
+        "inference_library": "potentia",
+        "inference_library_version": version,
+        "sampling_time": 0.0,
+        "tuning_steps": 0,
+        "potentia": potentia | own,
+    }
+
+
+def _version() -> str:
+    try:
+        return metadata.version("potentia")
+    except metadata.PackageNotFoundError:
+        return "0+unknown"
+
+
+def add_array(
+    group: "zarr.Group",
+    name: str,
+    shape: Sequence[int],
+    chunks: Sequence[int],
+    dtype: Any,
+    dims: Sequence[str],
+    fill: Any,
+) -> "zarr.Array[Any]":
+    """Create one array in the store's layout: plain bytes, no shards, empty chunks written."""
+    array: zarr.Array[Any] = group.create_array(
+        name,
+        shape=tuple(shape),
+        chunks=tuple(max(1, n) for n in chunks),
+        dtype=dtype,
+        dimension_names=list(dims),
+        fill_value=fill,
+        filters=None,
+        compressors=None,
+        config={"write_empty_chunks": True},
+        chunk_key_encoding={"name": "default", "separator": "."},
+    )
+    return array
+
+
+def build(root: "zarr.Group", layout: Layout, state_bytes: int) -> None:
+    """Create every group, array and coordinate of an empty ensemble; no draw is written."""
+    chains, draws, k, event = layout.num_chains, layout.num_draws, layout.block, layout.stored_shape
+    posterior = root.create_group("posterior")
+    # NaN, so that a draw that was never written cannot pass for an image
+    add_array(posterior, "image", (chains, draws, *event), (1, k, *event), layout.dtype, IMAGE_DIMS, math.nan)
+    stats = root.create_group("sample_stats")
+    for name, dtype in STATS.items():
+        fill = math.nan if dtype == "<f8" else False if dtype == "|b1" else 0
+        # one writer owns all chains, and a chunk for each of them would cost more than the images do
+        add_array(stats, name, (chains, draws), (chains, k), dtype, ("chain", "draw"), fill)
+    summary = root.create_group("posterior_summary")
+    for name in ("mean", "m2"):
+        add_array(summary, name, (chains, *event), (1, *event), "<f8", ("chain", "channel", "y", "x"), math.nan)
+    add_array(summary, "count", (chains,), (chains,), "<i8", ("chain",), 0)[:] = 0
+    writer = root.create_group("writer")
+    add_array(writer, "n_committed", (chains,), (1,), "<i8", ("chain",), 0)[:] = 0
+    size = STATE_HEADER + state_bytes
+    add_array(writer, "state", (size,), (size,), "|u1", ("byte",), 0)[:] = 0
+    for group, names in ((posterior, "chain draw channel"), (stats, "chain draw"), (summary, "chain channel")):
+        _add_coordinates(group, layout, names.split())
+
+
+def _add_coordinates(group: "zarr.Group", layout: Layout, names: Sequence[str]) -> None:
+    for name in names:
+        if name == "channel":
+            labels = layout.channel_names
+            array = add_array(group, name, (len(labels),), (len(labels),), str, (name,), "")
+            array[:] = np.array(labels, dtype=object)
+        else:
+            size = layout.num_chains if name == "chain" else layout.num_draws
+            add_array(group, name, (size,), (size,), "<i8", (name,), 0)[:] = np.arange(size)
+
+
+def add_data(group: "zarr.Group", data: Mapping[str, Any]) -> None:
+    """Store named arrays; complex ones as real numbers with a leading dimension ``part = [re, im]``.
+
+    Raises: ValueError for a name or a dtype that cannot be stored.
+    """
+    for name, value in data.items():
+        if not name.isidentifier() or name == "part":
+            raise ValueError(f"EnsembleWriter: {name!r} cannot name a stored array, expected an identifier")
+        array = np.asarray(value.detach().cpu().numpy() if isinstance(value, Tensor) else value)
+        if array.dtype.kind not in "biufc":
+            raise ValueError(f"EnsembleWriter: {name} has dtype {array.dtype}, expected numbers")
+        dims = [f"{name}_dim_{i}" for i in range(array.ndim)]  # ArviZ's names
+        if array.dtype.kind == "c":
+            array, dims = np.stack([array.real, array.imag]), ["part", *dims]
+            if "part" not in group:
+                add_array(group, "part", (2,), (2,), str, ("part",), "")[:] = np.array(["re", "im"], dtype=object)
+        fill = array.dtype.type(0).item()
+        add_array(group, name, array.shape, array.shape, array.dtype, dims, fill)[...] = array
+
+
+def find_array(root: "zarr.Group", path: str, where: object) -> "zarr.Array[Any]":
+    """Return an array of the store.
+
+    Raises: StoreError if it is missing or its metadata are damaged.
+    """
+    import zarr
+
+    try:
+        found = root[path]
+    except Exception as err:  # zarr raises a dozen unrelated types for damaged metadata
+        raise StoreError(f"{where}: the store is cut short: {path} is missing or damaged ({err})") from err
+    if not isinstance(found, zarr.Array):
+        raise StoreError(f"{where}: {path} is a group, expected an array")
+    return found
+
+
+def read_layout(root: "zarr.Group", where: object) -> tuple[Layout, dict[str, Any]]:
+    """Return the sizes of a stored ensemble and its ``potentia`` attributes.
+
+    Raises: StoreError if the root is no ensemble of this version.
+    """
+    potentia: Any = root.attrs.asdict().get("potentia")
+    if not isinstance(potentia, dict) or "store_version" not in potentia:
+        raise StoreError(f"{where}: this is no ensemble store: its attributes have no potentia entry")
+    if potentia["store_version"] != STORE_VERSION:
+        raise StoreError(f"{where}: the store has version {potentia['store_version']}, expected {STORE_VERSION}")
+    image = find_array(root, "posterior/image", where)
+    try:
+        layout = Layout.checked(
+            image.shape[0], image.shape[1], potentia["event_shape"], bool(potentia["complex"]), image.dtype
+        )
+    except (KeyError, IndexError, TypeError, ValueError) as err:
+        raise StoreError(f"{where}: the store's metadata are damaged: {err}") from err
+    if image.shape[2:] != layout.stored_shape:
+        raise StoreError(f"{where}: images have shape {image.shape[2:]}, expected {layout.stored_shape}")
+    return layout, potentia

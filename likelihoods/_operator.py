@@ -1,0 +1,265 @@
+"""Forward operators and their algebra: ``A @ B``, ``A + B``, ``2 * A``."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from potentia._algebra import is_scalar
+from potentia._module import Module
+from potentia._quadratic import Diagonal, Fourier, MatrixFree, Structure
+from potentia._random import Generators, standard_normal
+from potentia._tensor import EVENT_DIMS
+from potentia._validate import Shape, real_number, shape_text
+
+Weight = float | Tensor
+
+
+class Operator(Module, ABC):
+    """A linear map A from images to measurements.
+
+    Subclasses give ``forward``, ``adjoint`` and the shapes; ``gram`` where A^H W A has a structure to keep.
+    The adjoint is that of the real inner product Re <a, b>: an operator of real images with complex measurements
+    returns the real part.
+
+    Shapes: x (*batch, C, H, W); y (*batch, *measurement), with ``output_dims`` dimensions a measurement.
+    """
+
+    output_dims: ClassVar[int] = EVENT_DIMS
+
+    @abstractmethod
+    def forward(self, x: Tensor) -> Tensor:
+        """A x: (*batch, C, H, W) -> (*batch, *measurement)."""
+
+    @abstractmethod
+    def adjoint(self, y: Tensor) -> Tensor:
+        """A^H y: (*batch, *measurement) -> (*batch, C, H, W)."""
+
+    @abstractmethod
+    def output_shape(self, input_shape: Shape) -> Shape:
+        """Shape of the measurement of an image.
+
+        Raises: ValueError for images that the operator does not take.
+        """
+
+    @abstractmethod
+    def input_shape(self, output_shape: Shape) -> Shape:
+        """Shape (C, H, W) of the images that have such measurements.
+
+        Raises: ValueError for measurements that the operator cannot give.
+        """
+
+    def normal(self, x: Tensor) -> Tensor:
+        """A^H A x, in the shape of x."""
+        return self.adjoint(self.forward(x))
+
+    def complex_output(self, complex_input: bool) -> bool:
+        """Whether measurements of real or complex images are complex."""
+        return complex_input
+
+    def complex_input(self, complex_output: bool) -> bool:
+        """Whether images that have real or complex measurements are complex.
+
+        Raises: ValueError for measurements that the operator cannot give.
+        """
+        return complex_output
+
+    @property
+    def sampled(self) -> Tensor | None:
+        """Where measurements are taken, True or False, broadcasting against them; None for everywhere."""
+        return None
+
+    def gram(self, weight: Weight, input_shape: Shape) -> Structure:
+        """A^H diag(weight) A with its structure kept, for weights of zero or more.
+
+        Shapes: weight a number or broadcasting against measurements; input_shape (C, H, W).
+        """
+        return self._matrix_free(weight, input_shape)
+
+    def _matrix_free(self, weight: Weight, input_shape: Shape, approximation: Fourier | None = None) -> MatrixFree:
+        measurement = self.output_shape(input_shape)
+
+        def sample_noise(generator: Generators, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+            field = dtype.to_complex() if self.complex_output(dtype.is_complex) else dtype.to_real()
+            batch = tuple(shape)[:-EVENT_DIMS]
+            device = weight.device if isinstance(weight, Tensor) else None
+            z = standard_normal((*batch, *measurement), generator, dtype=field, device=device)
+            return self.adjoint(z * weight**0.5).to(dtype)
+
+        return MatrixFree(lambda x: self.adjoint(weight * self.forward(x)), sample_noise, approximation)
+
+    def measure(self, x: Tensor, noise_std: float | Tensor, generator: Generators) -> Tensor:
+        """A x plus white Gaussian noise where measurements are taken, zero elsewhere.
+
+        The real and the imaginary part of complex measurements each get noise of std ``noise_std``.
+
+        Shapes: x (*batch, C, H, W) -> (*batch, *measurement); noise_std a number or broadcasting against it.
+        """
+        clean = self.forward(x)
+        y = clean + noise_std * standard_normal(clean.shape, generator, dtype=clean.dtype, device=clean.device)
+        return y if self.sampled is None else y * self.sampled
+
+    def __matmul__(self, other: object) -> "Operator":
+        return Composition(self, other) if isinstance(other, Operator) else NotImplemented
+
+    def __add__(self, other: object) -> "Operator":
+        return OperatorSum(self, other) if isinstance(other, Operator) else NotImplemented
+
+    def __mul__(self, factor: object) -> "Operator":
+        return ScaledOperator(self, factor) if is_scalar(factor) else NotImplemented
+
+    __rmul__ = __mul__
+
+    def __repr__(self) -> str:
+        return self.describe()
+
+    def describe(self) -> str:
+        """One line for the printed tree."""
+        return f"{type(self).__name__}({self.extra_repr()})"
+
+
+class Composition(Operator):
+    """(A B) x = A (B x), written ``A @ B``."""
+
+    def __init__(self, outer: Operator, inner: Operator) -> None:
+        super().__init__()
+        self.outer = outer
+        self.inner = inner
+        self.output_dims = outer.output_dims  # type: ignore[misc]
+
+    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
+        y: Tensor = self.outer(self.inner(x))
+        return y
+
+    def adjoint(self, y: Tensor) -> Tensor:  # noqa: D102
+        return self.inner.adjoint(self.outer.adjoint(y))
+
+    def output_shape(self, input_shape: Shape) -> Shape:  # noqa: D102
+        return self.outer.output_shape(self.inner.output_shape(input_shape))
+
+    def input_shape(self, output_shape: Shape) -> Shape:  # noqa: D102
+        return self.inner.input_shape(self.outer.input_shape(output_shape))
+
+    def complex_output(self, complex_input: bool) -> bool:  # noqa: D102
+        return self.outer.complex_output(self.inner.complex_output(complex_input))
+
+    def complex_input(self, complex_output: bool) -> bool:  # noqa: D102
+        return self.inner.complex_input(self.outer.complex_input(complex_output))
+
+    @property
+    def sampled(self) -> Tensor | None:  # noqa: D102
+        return self.outer.sampled
+
+    def gram(self, weight: Weight, input_shape: Shape) -> Structure:
+        """B^H (A^H W A) B: the structure of the inner operator where A^H W A is diagonal, else matrix-free."""
+        middle = self.outer.gram(weight, self.inner.output_shape(input_shape))
+        if isinstance(middle, Diagonal):
+            return self.inner.gram(middle.precision, input_shape)
+        inner = self.inner.gram(1.0, input_shape)
+        # Convolutions of images commute, so that their spectra multiply; what maps to k-space does not count.
+        if isinstance(middle, Fourier) and isinstance(inner, Fourier) and not _maps_to_fourier(self.inner):
+            return Fourier(middle.spectrum * inner.spectrum)
+        return self._matrix_free(weight, input_shape)
+
+    def describe(self) -> str:  # noqa: D102
+        return f"{self.outer.describe()} @ {self.inner.describe()}"
+
+
+def _maps_to_fourier(operator: Operator) -> bool:
+    """Whether an operator's measurements live in another space than images."""
+    return operator.complex_output(False) or operator.complex_input(True) != operator.complex_output(True)
+
+
+class OperatorSum(Operator):
+    """(A + B) x = A x + B x.
+
+    Raises: ValueError, when used, if the two disagree about shapes.
+    """
+
+    def __init__(self, first: Operator, second: Operator) -> None:
+        super().__init__()
+        if first.output_dims != second.output_dims:
+            raise ValueError(
+                f"{first.describe()} has measurements of {first.output_dims} dimensions and {second.describe()} of "
+                f"{second.output_dims}; the terms of a sum must agree"
+            )
+        self.first = first
+        self.second = second
+        self.output_dims = first.output_dims  # type: ignore[misc]
+
+    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
+        y: Tensor = self.first(x) + self.second(x)
+        return y
+
+    def adjoint(self, y: Tensor) -> Tensor:  # noqa: D102
+        return self.first.adjoint(y) + self.second.adjoint(y)
+
+    def _agree(self, got: Shape, other: Shape) -> Shape:
+        if got != other:
+            raise ValueError(f"{self.describe()}: the terms give shapes {shape_text(got)} and {shape_text(other)}")
+        return got
+
+    def output_shape(self, input_shape: Shape) -> Shape:  # noqa: D102
+        return self._agree(self.first.output_shape(input_shape), self.second.output_shape(input_shape))
+
+    def input_shape(self, output_shape: Shape) -> Shape:  # noqa: D102
+        return self._agree(self.first.input_shape(output_shape), self.second.input_shape(output_shape))
+
+    def complex_output(self, complex_input: bool) -> bool:  # noqa: D102
+        return self.first.complex_output(complex_input) or self.second.complex_output(complex_input)
+
+    def complex_input(self, complex_output: bool) -> bool:  # noqa: D102
+        return self.first.complex_input(complex_output)
+
+    @property
+    def sampled(self) -> Tensor | None:  # noqa: D102
+        a, b = self.first.sampled, self.second.sampled
+        return None if a is None or b is None else a | b
+
+    def describe(self) -> str:  # noqa: D102
+        return f"({self.first.describe()} + {self.second.describe()})"
+
+
+class ScaledOperator(Operator):
+    """x -> factor * A x, for a real factor.
+
+    Raises: ValueError if the factor is zero or not finite.
+    """
+
+    def __init__(self, operator: Operator, factor: Any) -> None:
+        super().__init__()
+        self.factor = real_number(operator.describe(), "the factor", factor)
+        if self.factor == 0:
+            raise ValueError(f"{operator.describe()}: the factor must not be zero: nothing would be measured")
+        self.operator = operator
+        self.output_dims = operator.output_dims  # type: ignore[misc]
+
+    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
+        return self.factor * self.operator(x)  # type: ignore[no-any-return]
+
+    def adjoint(self, y: Tensor) -> Tensor:  # noqa: D102
+        return self.factor * self.operator.adjoint(y)
+
+    def output_shape(self, input_shape: Shape) -> Shape:  # noqa: D102
+        return self.operator.output_shape(input_shape)
+
+    def input_shape(self, output_shape: Shape) -> Shape:  # noqa: D102
+        return self.operator.input_shape(output_shape)
+
+    def complex_output(self, complex_input: bool) -> bool:  # noqa: D102
+        return self.operator.complex_output(complex_input)
+
+    def complex_input(self, complex_output: bool) -> bool:  # noqa: D102
+        return self.operator.complex_input(complex_output)
+
+    @property
+    def sampled(self) -> Tensor | None:  # noqa: D102
+        return self.operator.sampled
+
+    def gram(self, weight: Weight, input_shape: Shape) -> Structure:  # noqa: D102
+        return self.operator.gram(weight, input_shape) * self.factor**2
+
+    def describe(self) -> str:  # noqa: D102
+        return f"{self.factor:g} * {self.operator.describe()}"

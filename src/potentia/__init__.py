@@ -1,0 +1,61 @@
+"""Potentia: compose energies and likelihoods into posteriors of images, sample them, and trust the spread.
+
+``prior + likelihood`` is a posterior potential; ``sample`` draws an ensemble from it. The layers are
+``potentia.energies``, ``likelihoods``, ``annealers``, ``inference``, ``io`` and ``testing``.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from potentia._algebra import Sum
+from potentia._cg import ConvergenceWarning
+from potentia._potential import Energy, Likelihood, Potential, ScoreOnly
+from potentia._quadratic import Quadratic
+
+if TYPE_CHECKING:
+    from potentia import annealers, energies, inference, io, likelihoods, testing
+    from potentia.inference import map_estimate, sample
+    from potentia.io import Ensemble, open_ensemble
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ConvergenceWarning",
+    "Energy",
+    "Ensemble",
+    "Likelihood",
+    "Potential",
+    "Quadratic",
+    "ScoreOnly",
+    "Sum",
+    "annealers",
+    "energies",
+    "inference",
+    "io",
+    "likelihoods",
+    "map_estimate",
+    "open_ensemble",
+    "sample",
+    "testing",
+]
+
+_LAYERS = {"annealers", "energies", "inference", "io", "likelihoods", "testing"}
+_HOMES = {
+    "sample": "potentia.inference",
+    "map_estimate": "potentia.inference",
+    "Ensemble": "potentia.io",
+    "open_ensemble": "potentia.io",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Load a layer, or what the facade hands on from one, when it is first asked for."""
+    if name in _LAYERS:
+        return importlib.import_module(f"potentia.{name}")
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'potentia' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

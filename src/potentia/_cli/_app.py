@@ -1,0 +1,151 @@
+"""The commands and their options; what they do is in the modules beside this one."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    name="potentia",
+    help="Bayesian image reconstruction whose uncertainty is right: sample posteriors, keep and show ensembles.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from potentia import __version__
+
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    del version
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for demo.zarr and demo.png.")] = Path(),
+    chains: Annotated[int, typer.Option(help="Posterior samples to draw.")] = 16,
+    levels: Annotated[int, typer.Option(help="Noise scales of the annealer, five steps each.")] = 20,
+    coils: Annotated[int, typer.Option(help="Receiver coils to simulate.")] = 8,
+    acceleration: Annotated[float, typer.Option(help="Undersampling of k-space.")] = 4.0,
+    noise_std: Annotated[float, typer.Option(help="Noise, as a fraction of the 99th percentile of the image.")] = 0.02,
+    tv: Annotated[float, typer.Option(help="Weight of total variation in the prior, in nats per unit.")] = 2.0,
+    pixel: Annotated[int, typer.Option(help="Pixel size in mm.")] = 2,
+    seed: Annotated[int, typer.Option(help="Seed of all random numbers.")] = 0,
+    device: Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1, ...")] = "cpu",
+) -> None:
+    """Reconstruct an undersampled multi-coil brain scan, with its uncertainty.
+
+    An axial slice of the MNI152 T1 brain is measured by simulated coils, fourfold undersampled, with noise; a Gaussian
+    field fitted to slices at least 20 mm away, with a little total variation, is the prior. Writes demo.zarr (all
+    samples) and demo.png, and prints how good mean and MAP are and how often the 90 % intervals hold the truth.
+    """
+    from potentia._cli._demo import DemoOptions, run_demo
+
+    run_demo(DemoOptions(out, chains, levels, coils, acceleration, noise_std, tv, pixel, seed, device))
+
+
+@app.command()
+def sample(
+    data: Annotated[
+        str,
+        typer.Option(
+            help="Image (png, jpeg, tiff, npy, npz, nii) or k-space (complex npy, npz) to explain; NAME.npz:KEY picks an array."
+        ),
+    ],
+    noise_std: Annotated[
+        float, typer.Option(help="Noise std in the data's unit; images from png, jpeg, tiff are scaled to [-1, 1].")
+    ],
+    store: Annotated[str, typer.Option(help="Where to write the ensemble: a folder (zarr).")],
+    mask: Annotated[
+        str | None, typer.Option(help="Which pixels, or which k-space points, were measured (npy, npz, image).")
+    ] = None,
+    coil_maps: Annotated[
+        str | None, typer.Option(help="Coil sensitivities (coils, H, W), for multi-coil k-space.")
+    ] = None,
+    blur: Annotated[
+        float | None, typer.Option(help="Std in pixels of the Gaussian blur that the image went through.")
+    ] = None,
+    prior: Annotated[
+        str, typer.Option(help="gaussian-field, tv or wavelet; several joined by +, each NAME or WEIGHT*NAME.")
+    ] = "gaussian-field",
+    prior_data: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Images to fit the gaussian-field to (repeatable); without any, a power law as of natural images."
+        ),
+    ] = None,
+    sampler: Annotated[
+        str, typer.Option(help="alps (Leimkuhler-Matthews noise), alps-euler, alps-published, or langevin.")
+    ] = "alps",
+    sigma_max: Annotated[float, typer.Option(help="Largest noise scale, in the image's unit.")] = 10.0,
+    sigma_min: Annotated[float, typer.Option(help="Smallest noise scale, in the image's unit.")] = 0.02,
+    levels: Annotated[int, typer.Option(help="Noise scales between them, geometric.")] = 20,
+    steps: Annotated[int, typer.Option(help="Steps at each scale.")] = 5,
+    chains: Annotated[int, typer.Option(help="Chains side by side.")] = 16,
+    draws: Annotated[int, typer.Option(help="Draws of each chain.")] = 1,
+    seed: Annotated[int, typer.Option(help="Seed of all random numbers.")] = 0,
+    device: Annotated[str | None, typer.Option(help="Where to compute: cpu, cuda, ...")] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32 or float64.")] = None,
+    truth: Annotated[str | None, typer.Option(help="The true image, to check intervals against.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Also write a picture.")] = None,
+    index: Annotated[int | None, typer.Option(help="Slice to take of a NIfTI volume.")] = None,
+    slice_axis: Annotated[int, typer.Option(help="Axis along which --index counts.")] = 2,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing store.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted store.")] = False,
+) -> None:
+    """Sample the posterior of your own image or k-space file, into a zarr store."""
+    from potentia._cli._sample import SampleOptions, run_sample
+
+    run_sample(
+        SampleOptions(
+            data,
+            noise_std,
+            store,
+            mask,
+            coil_maps,
+            blur,
+            prior,
+            tuple(prior_data or ()),
+            sampler,
+            sigma_max,
+            sigma_min,
+            levels,
+            steps,
+            chains,
+            draws,
+            seed,
+            device,
+            dtype,
+            truth,
+            plot,
+            index,
+            slice_axis,
+            overwrite,
+            resume,
+        )
+    )
+
+
+@app.command()
+def show(
+    store: Annotated[str, typer.Argument(help="Ensemble written by demo or sample.")],
+    plot: Annotated[
+        Path | None, typer.Option(help="Where to write the picture; by default beside the store, STORE.png.")
+    ] = None,
+) -> None:
+    """Print what an ensemble holds, and plot it."""
+    from potentia._cli._show import run_show
+
+    run_show(store, plot)

@@ -1,0 +1,182 @@
+"""``potentia demo``: the main job, on a real brain."""
+
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from potentia import annealers, energies, inference, likelihoods
+from potentia._cli._report import print_rows
+from potentia._potential import Potential
+from potentia._validate import count, positive
+from potentia.io import check_target
+
+DISTANCE_MM = 20  # between the slice that is measured and every slice that the prior is fitted to
+HEIGHT_MM = 100  # of the measured slice above the bottom of the volume: through the ventricles
+SIGMA_MAX = 1.0
+SIGMA_MIN = 0.01
+
+
+@dataclass(frozen=True)
+class DemoOptions:
+    """Options of ``potentia demo``."""
+
+    out: Path
+    chains: int = 16
+    levels: int = 20
+    coils: int = 8
+    acceleration: float = 4.0
+    noise_std: float = 0.02
+    tv: float = 2.0
+    pixel: int = 2
+    seed: int = 0
+    device: str = "cpu"
+
+
+@dataclass(frozen=True)
+class Scan:
+    """A simulated scan: truth (1, H, W) complex, the posterior, and the zero-filled image."""
+
+    truth: Tensor
+    posterior: Potential
+    zero_filled: Tensor
+    trained_on: int
+
+
+def run_demo(options: DemoOptions) -> None:
+    """Measure, sample, store, plot, and print how well it went."""
+    store = options.out / "demo.zarr"
+    count("demo", "chains", options.chains, least=2)
+    check_target(store, overwrite=True)
+    scan = simulate_scan(options)
+    height, width = scan.truth.shape[-2:]
+    print_rows(
+        f"MNI152 T1, axial slice {height} x {width} at {options.pixel} mm; prior fitted to {scan.trained_on} slices at least "
+        f"{DISTANCE_MM} mm away",
+        [],
+    )
+    print_rows(repr(scan.posterior), [])
+    anneal = annealers.Geometric(SIGMA_MAX, SIGMA_MIN, options.levels)
+    begun = time.perf_counter()
+    ensemble = inference.sample(
+        scan.posterior,
+        inference.ALPS(anneal),
+        num_chains=options.chains,
+        seed=options.seed,
+        store=store,
+        overwrite=True,
+        device=options.device,
+        constant_data={"truth": scan.truth, "zero_filled": scan.zero_filled},
+    )
+    sampled = time.perf_counter()
+    best = inference.map_estimate(scan.posterior, anneal, device=options.device).cpu()
+    ensemble.set_summary("map", best)
+    found = time.perf_counter()
+    mean = ensemble.samples().mean(dim=(0, 1))
+    picture = options.out / "demo.png"
+    ensemble.plot(picture, truth=scan.truth, data=scan.zero_filled)
+    quality = [
+        (name, *score(image, scan.truth))
+        for name, image in (("zero-filled", scan.zero_filled), ("MAP", best), ("mean", mean))
+    ]
+    print_rows("", [("", "PSNR (dB)", "SSIM"), *((n, f"{p:.2f}", f"{s:.3f}") for n, p, s in quality)])
+    inside = head(scan.truth)
+    steps = len(anneal) * 5
+    print_rows(
+        "",
+        [
+            ("90 % interval holds the truth", f"{ensemble.coverage(scan.truth, 0.9):.3f} of all pixels"),
+            ("", f"{ensemble.coverage(scan.truth, 0.9, mask=inside):.3f} of the pixels in the head"),
+            ("gradient evaluations a sample", str(steps)),
+            ("time", f"{sampled - begun:.1f} s for {options.chains} samples, {found - sampled:.1f} s for the MAP"),
+            ("written", f"{store}, {picture}"),
+        ],
+    )
+
+
+def simulate_scan(options: DemoOptions) -> Scan:
+    """Take a slice, measure it, and put the posterior together."""
+    slices, heights = brain_slices(options.pixel)
+    middle = int(np.abs(heights - HEIGHT_MM).argmin())
+    apart = np.abs(heights - heights[middle]) >= DISTANCE_MM
+    rng = np.random.default_rng(options.seed)
+    truth = with_phase(slices[middle : middle + 1], rng)[0]
+    training = with_phase(slices[apart], rng)
+    prior = energies.GaussianField.fit(training)
+    shape = tuple(truth.shape[-2:])
+    mask = likelihoods.cartesian_mask(shape, options.acceleration, seed=options.seed)
+    operator = likelihoods.Sense(likelihoods.birdcage_maps(options.coils, shape), mask)
+    noise = torch.Generator().manual_seed(options.seed)
+    noise_std = positive("demo", "noise_std", options.noise_std)
+    y = operator.measure(truth, noise_std, noise)
+    data = likelihoods.Gaussian(y, operator, noise_std)
+    posterior: Potential = prior + data
+    if options.tv > 0:
+        posterior = prior + options.tv * energies.TotalVariation() + data
+    return Scan(truth, posterior, operator.adjoint(y), len(training))
+
+
+def brain_slices(pixel: int) -> tuple[Tensor, np.ndarray]:
+    """Axial slices of the MNI152 T1 brain with tissue in them, and their heights.
+
+    Shapes: (N, 1, H, W) float32, H and W multiples of eight; heights (N,). Units: 1 is the 99th percentile of the head;
+        heights in mm above the bottom of the volume.
+    Raises: ImportError without nilearn; ValueError for a pixel size that is no whole number of mm.
+    """
+    step = count("demo", "pixel", pixel)
+    try:
+        from nilearn.datasets import load_mni152_template
+    except ImportError as err:
+        raise ImportError("demo: nilearn is missing, expected it for its brain: pip install 'potentia[demo]'") from err
+    volume = np.asarray(load_mni152_template(resolution=1).get_fdata(), dtype=np.float32)
+    volume = volume / np.percentile(volume[volume > 0], 99)
+    # Front of the head up, and the patient's right on the left, as radiologists look at it.
+    images = np.rot90(volume, axes=(0, 1)).transpose(2, 0, 1)[::step]
+    heights = np.arange(volume.shape[2])[::step]
+    full = (images > 0.1).mean(axis=(1, 2)) > 0.1
+    return _coarser(torch.from_numpy(images[full].copy())[:, None], step), heights[full]
+
+
+def _coarser(images: Tensor, step: int) -> Tensor:
+    """Average blocks of pixels, after padding to a size that they and three halvings divide."""
+    unit = 8 * step
+    height, width = (math.ceil(n / unit) * unit for n in images.shape[-2:])
+    missing = height - images.shape[-2], width - images.shape[-1]
+    edges = (missing[1] // 2, missing[1] - missing[1] // 2, missing[0] // 2, missing[0] - missing[0] // 2)
+    padded = torch.nn.functional.pad(images, edges)
+    return likelihoods.Downsample(step)(padded) if step > 1 else padded
+
+
+def with_phase(images: Tensor, rng: np.random.Generator) -> Tensor:
+    """Give each image a smooth random phase, as coils and field inhomogeneity do.
+
+    Shapes: (N, 1, H, W) real -> the same, complex.
+    """
+    height, width = images.shape[-2:]
+    y = np.linspace(-1, 1, height)[:, None]
+    x = np.linspace(-1, 1, width)[None, :]
+    shapes: list[Any] = [x, y, x * y, x**2, y**2]
+    phases = [
+        rng.uniform(-np.pi, np.pi) + sum(a * s for a, s in zip(rng.normal(0, 0.7, len(shapes)), shapes, strict=True))
+        for _ in range(len(images))
+    ]
+    phase = torch.from_numpy(np.stack(phases)[:, None].astype(np.float32))
+    return torch.polar(images.contiguous(), phase)
+
+
+def head(truth: Tensor) -> Tensor:
+    """Pixels in the head: (1, H, W) bool."""
+    return truth.abs() > 0.1
+
+
+def score(image: Tensor, truth: Tensor) -> tuple[float, float]:
+    """PSNR in dB and SSIM of the magnitude, peak 1. Shapes: (1, H, W) both."""
+    from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+
+    a, b = truth.abs()[0].double().numpy(), image.abs()[0].double().numpy()
+    return float(peak_signal_noise_ratio(a, b, data_range=1.0)), float(structural_similarity(a, b, data_range=1.0))

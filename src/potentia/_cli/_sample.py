@@ -1,0 +1,194 @@
+"""``potentia sample``: a user's own image or k-space file."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from potentia import annealers, energies, inference, likelihoods
+from potentia._cli._report import print_rows
+from potentia._potential import Potential
+from potentia._validate import shape_text
+from potentia.io import Ensemble, check_target, read_array, read_image
+
+IMAGES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".nii", ".nii.gz")
+
+
+@dataclass(frozen=True)
+class SampleOptions:
+    """Options of ``potentia sample``."""
+
+    data: str
+    noise_std: float
+    store: str
+    mask: str | None = None
+    coil_maps: str | None = None
+    blur: float | None = None
+    prior: str = "gaussian-field"
+    prior_data: tuple[str, ...] = ()
+    sampler: str = "alps"
+    sigma_max: float = 10.0
+    sigma_min: float = 0.02
+    levels: int = 20
+    steps: int = 5
+    chains: int = 16
+    draws: int = 1
+    seed: int = 0
+    device: str | None = None
+    dtype: str | None = None
+    truth: str | None = None
+    plot: Path | None = None
+    index: int | None = None
+    slice_axis: int = 2
+    overwrite: bool = False
+    resume: bool = False
+
+
+def run_sample(options: SampleOptions) -> Ensemble:
+    """Read, compose, sample, and say what was written."""
+    if not options.resume:
+        check_target(options.store, overwrite=options.overwrite)
+    likelihood = build_likelihood(options)
+    posterior = build_prior(options, likelihood) + likelihood
+    print_rows(repr(posterior), [])
+    constant = {} if options.truth is None else {"truth": _load(options.truth, options)}
+    ensemble = inference.sample(
+        posterior,
+        build_sampler(options),
+        num_chains=options.chains,
+        num_draws=options.draws,
+        seed=options.seed,
+        store=options.store,
+        resume=options.resume,
+        overwrite=options.overwrite,
+        device=options.device,
+        dtype=options.dtype,
+        constant_data=constant,
+    )
+    rows = [("written", f"{options.store}: {options.chains} chains of {options.draws} draws")]
+    if options.truth is not None:
+        rows.append(("90 % interval holds the truth", f"{ensemble.coverage(constant['truth'], 0.9):.3f} of the pixels"))
+    if options.plot is not None:
+        ensemble.plot(options.plot)
+        rows.append(("picture", str(options.plot)))
+    print_rows("", rows)
+    return ensemble
+
+
+def build_likelihood(options: SampleOptions) -> likelihoods.Gaussian:
+    """The likelihood that the files and options describe.
+
+    Raises: ValueError for k-space of several coils without maps, and for files that do not fit.
+    """
+    y = _load(options.data, options)
+    mask = None if options.mask is None else _mask(options.mask, options)
+    if y.is_complex() and options.blur is None:
+        return likelihoods.Gaussian(y, _mri_operator(options, y, mask), options.noise_std)
+    if options.coil_maps is not None:
+        raise ValueError(f"{options.data}: real data does not go with --coil-maps, expected complex k-space")
+    operator: likelihoods.Operator = likelihoods.Identity()
+    if options.blur is not None:
+        operator = likelihoods.GaussianBlur(options.blur, tuple(y.shape[-2:]))
+    if mask is not None:
+        operator = likelihoods.Mask(mask) if options.blur is None else likelihoods.Mask(mask) @ operator
+    return likelihoods.Gaussian(y, operator, options.noise_std)
+
+
+def _mri_operator(options: SampleOptions, y: Tensor, mask: Tensor | None) -> likelihoods.Operator:
+    # Without a mask, what is exactly zero in every coil was not measured.
+    sampled = (y != 0).any(dim=0).to(torch.float32) if mask is None else mask
+    if options.coil_maps is not None:
+        maps = torch.from_numpy(read_array(options.coil_maps))
+        return likelihoods.Sense(maps, sampled)
+    if y.shape[0] > 1:
+        raise ValueError(
+            f"{options.data}: k-space of shape {shape_text(tuple(y.shape))} has {y.shape[0]} coils, expected --coil-maps"
+        )
+    return likelihoods.Fourier(sampled)
+
+
+def _load(path: str, options: SampleOptions) -> Tensor:
+    name = path.split(".npz:")[0].lower()
+    if name.endswith(IMAGES):
+        array = read_image(path, slice_axis=options.slice_axis, index=options.index)
+    else:
+        array = read_array(path)
+    if array.ndim not in (2, 3):
+        raise ValueError(
+            f"{path}: got an array of shape {shape_text(array.shape)}, expected (H, W), (C, H, W) or (coils, H, W)"
+        )
+    array = array[None] if array.ndim == 2 else array
+    wide = np.complex64 if np.iscomplexobj(array) else np.float32
+    return torch.from_numpy(array.astype(wide))
+
+
+def _mask(path: str, options: SampleOptions) -> Tensor:
+    m = _load(path, options)
+    if path.lower().endswith(IMAGES):
+        # Readers scale pictures to [-1, 1]: black is -1.
+        m = (m > 0).float()
+    return m[0] if m.shape[0] == 1 else m
+
+
+def build_prior(options: SampleOptions, likelihood: likelihoods.Gaussian) -> Potential:
+    """The sum of priors that ``--prior`` names.
+
+    Raises: ValueError for a name or weight that is none.
+    """
+    total: Potential | None = None
+    for item in options.prior.split("+"):
+        weight, _, name = item.strip().rpartition("*")
+        term = _prior(name.strip(), options, likelihood)
+        if weight.strip():
+            try:
+                term = float(weight) * term
+            except ValueError as err:
+                raise ValueError(f"--prior: weight {weight.strip()!r} in {item.strip()!r} is no number") from err
+        total = term if total is None else total + term
+    if total is None:
+        raise ValueError("--prior: is empty, expected gaussian-field, tv or wavelet")
+    return total
+
+
+def _prior(name: str, options: SampleOptions, likelihood: likelihoods.Gaussian) -> Potential:
+    if name == "tv":
+        return energies.TotalVariation()
+    if name == "wavelet":
+        return energies.Sparsity()
+    if name == "gaussian-field":
+        return _field(options, likelihood)
+    raise ValueError(f"--prior: {name!r} is unknown, expected gaussian-field, tv or wavelet")
+
+
+def _field(options: SampleOptions, likelihood: likelihoods.Gaussian) -> energies.GaussianField:
+    shape = likelihood.event_shape
+    if options.prior_data:
+        images = [_load(path, options) for path in options.prior_data]
+        stacked = [i for image in images for i in (image[:, None] if shape[0] == 1 else image[None])]
+        sizes = {tuple(i.shape) for i in stacked}
+        if len(sizes) > 1:
+            raise ValueError(f"--prior-data: images have shapes {sorted(sizes)}, expected one shape")
+        batch = torch.stack(stacked)
+        if likelihood.is_complex and not batch.is_complex():
+            batch = batch.to(torch.complex64)
+        return energies.GaussianField.fit(batch, size=(shape[1], shape[2]))
+    # The spread of what is measured stands in for the spread of images.
+    back = likelihood.operator.adjoint(likelihood.y)
+    std = float((back.abs().square().mean() / (2 if likelihood.is_complex else 1)).sqrt())
+    return energies.GaussianField.power_law(shape, std=max(std, 1e-6), is_complex=likelihood.is_complex)
+
+
+def build_sampler(options: SampleOptions) -> inference.Sampler:
+    """The sampler that ``--sampler`` names.
+
+    Raises: ValueError for a name that is none.
+    """
+    if options.sampler == "langevin":
+        return inference.Langevin(sigma=options.sigma_min)
+    rules = {"alps": "leimkuhler-matthews", "alps-euler": "euler", "alps-published": "published"}
+    if options.sampler not in rules:
+        raise ValueError(f"--sampler: {options.sampler!r} is unknown, expected {', '.join(rules)} or langevin")
+    anneal = annealers.Geometric(options.sigma_max, options.sigma_min, options.levels)
+    return inference.ALPS(anneal, options.steps, rule=rules[options.sampler])
