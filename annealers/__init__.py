@@ -1,7 +1,7 @@
 """Schedules: through which noise scales, at which temperatures and with how many steps to approach a posterior."""
 
 if __name__ != "potentia.annealers":
-    raise ImportError("use potentia.annealers")
+    raise ImportError("use potentia.annealers, not the bare folder name")
 
 from potentia.annealers._annealer import Annealer, Ladder
 from potentia.annealers._families import Constant, Cosine, Geometric, Karras, Linear

@@ -8,7 +8,6 @@ from itertools import pairwise
 from numbers import Real
 from typing import Any, Self, final, overload
 
-
 from potentia.annealers import _checks
 from potentia.annealers._level import Level
 
@@ -38,7 +37,8 @@ class Annealer(Sequence[Level]):
         for i, (above, below) in enumerate(pairwise(levels)):
             if below.sigma > above.sigma:
                 raise ValueError(
-                    f"{where}: sigma must never increase, got {above.sigma:g} at level {i} and {below.sigma:g} at level {i + 1}"
+                    f"{where}: sigma must never increase, got {above.sigma:g} at level {i} and {below.sigma:g} "
+                    f"at level {i + 1}"
                 )
         object.__setattr__(self, "levels", levels)
 

@@ -38,7 +38,7 @@ class _Family(Annealer):
     def __repr__(self) -> str:
         shown = [
             f"{f.name}={getattr(self, f.name)!r}"
-            for f in sorted(fields(self), key=lambda f: f.kw_only)
+            for f in sorted(fields(self), key=lambda f: f.kw_only is True)
             if f.init and not (f.kw_only and getattr(self, f.name) == f.default)
         ]
         return f"{type(self).__name__}({', '.join(shown)})"
@@ -73,7 +73,8 @@ class _Descent(_Family):
             raise ValueError(f"{where}: num_levels must be two or more to go from {top:g} down to {bottom:g}, got 1")
         if n > 1 and bottom == top:
             raise ValueError(
-                f"{where}: sigma_min must be below sigma_max for {n} levels, got {top:g} for both; Constant stays at one sigma"
+                f"{where}: sigma_min must be below sigma_max for {n} levels, got {top:g} for both; "
+                "Constant stays at one sigma"
             )
         scales = [top]
         for i in range(1, n - 1):  # rounding must neither leave the interval nor turn back
@@ -90,8 +91,8 @@ class Karras(_Descent):
 
     Units:  sigma_max and sigma_min are in the image's unit.
     Raises: ValueError unless sigma_max > sigma_min > 0 (both alike for one level), num_levels >= 1 and rho > 0.
-    Source: Karras et al. 2022, Elucidating the Design Space of Diffusion-Based Generative Models, eq. 5, without the zero
-        appended there.
+    Source: Karras et al. 2022, Elucidating the Design Space of Diffusion-Based Generative Models, eq. 5, without the
+        zero appended there.
     """
 
     rho: float = 7.0
@@ -101,9 +102,9 @@ class Karras(_Descent):
         return super()._scales()
 
     def _sigma(self, u: float) -> float:
-        # In units of sigma_max no power overflows, whatever rho.
-        end = math.exp((math.log(self.sigma_min) - math.log(self.sigma_max)) / self.rho)
-        return self.sigma_max * math.pow(1.0 + u * (end - 1.0), self.rho)
+        # In units of sigma_max no power overflows, whatever rho; expm1 and log1p keep the digits of a large rho.
+        end = math.expm1((math.log(self.sigma_min) - math.log(self.sigma_max)) / self.rho)
+        return self.sigma_max * math.exp(self.rho * math.log1p(u * end))
 
 
 @final

@@ -11,9 +11,9 @@ class Level:
 
     Temperature 0 asks for a minimum instead of samples; steps None leaves their number to the sampler.
 
-    Units:  sigma is in the image's unit; the temperature divides the potential; step_size is the factor eps of the drift.
-    Raises: TypeError for what is no number; ValueError if sigma or step_size is not finite and above zero, the temperature
-        is below zero, or there are fewer than one steps.
+    Units:  sigma is in the image's unit; the temperature divides the potential; step_size is the drift's factor eps.
+    Raises: TypeError for what is no number; ValueError if sigma or step_size is not finite and above zero, the
+        temperature is below zero, or there are fewer than one steps.
     """
 
     sigma: float

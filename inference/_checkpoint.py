@@ -2,7 +2,6 @@
 
 import struct
 from collections.abc import Sequence
-from typing import cast
 
 import torch
 from torch import Tensor
@@ -61,4 +60,4 @@ def decode(saved: bytes, generators: Sequence[torch.Generator], device: torch.de
 
     names = sorted(name for name in held if name.startswith("white_"))
     white = tuple(image(name) for name in names) or None
-    return State(image("x"), white, steps, cast(Sequence[torch.Generator], generators)), done, n_grad
+    return State(image("x"), white, steps, generators), done, n_grad

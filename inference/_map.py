@@ -91,5 +91,5 @@ def _descend(posterior: Potential, x: Tensor, sigma: float, max_iterations: int,
             best, least = image().clone(), float(value)
         return float(value)
 
-    optimiser.step(closure)  # type: ignore[arg-type]
+    optimiser.step(closure)
     return best

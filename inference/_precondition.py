@@ -97,7 +97,7 @@ def _total(forms: Sequence[Quadratic]) -> Structure:
 
 
 def linear_term(posterior: Potential, sigma: Sigma, like: Tensor) -> Tensor:
-    """b of all single-scale terms with a quadratic form, zero without any: (C, H, W), or broadcasting against it."""
+    """B of all single-scale terms with a quadratic form, zero without any: (C, H, W), or broadcasting against it."""
     total = torch.zeros((), dtype=like.dtype, device=like.device)
     for term in terms(posterior):
         form = term.quadratic(sigma) if term.multiscale_weight == 0 else None

@@ -16,7 +16,9 @@ from potentia._validate import count, finite, same_shape, shape_text
 from potentia.inference._precondition import terms
 from potentia.inference._protocol import Sampler
 
-_DTYPES = {name: getattr(torch, name) for name in ("float32", "float64", "complex64", "complex128")}
+_DTYPES: dict[str, torch.dtype] = {
+    name: getattr(torch, name) for name in ("float32", "float64", "complex64", "complex128")
+}
 
 
 @dataclass(frozen=True)
@@ -118,8 +120,8 @@ def parse_dtype(dtype: torch.dtype | str) -> torch.dtype:
 
     Raises: ValueError that lists them.
     """
-    found = _DTYPES.get(dtype.removeprefix("torch.")) if isinstance(dtype, str) else dtype
-    if found not in _DTYPES.values():
+    found: torch.dtype | None = _DTYPES.get(dtype.removeprefix("torch.")) if isinstance(dtype, str) else dtype
+    if found is None or found not in _DTYPES.values():
         raise ValueError(f"sample: dtype is {dtype}, expected one of {', '.join(_DTYPES)}")
     return found
 

@@ -83,7 +83,7 @@ def sample(
         raise ValueError("sample: resume needs a store, and does not go with overwrite")
     run = _Run(problem, sampler, warmup, draws, seed, constant_data or {})
     if resume:
-        assert store is not None  # noqa: S101 - checked above, for mypy
+        assert store is not None
         run.resume(store)
     elif store is not None:
         check_target(store, overwrite=overwrite)

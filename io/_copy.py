@@ -28,7 +28,8 @@ def copy_store(source: Location, path: StorePath, *, overwrite: bool) -> Locatio
 
 
 def _copy_group(old: "zarr.Group", new: "zarr.Group") -> None:
-    for name, group in old.groups():
+    # The counts of a store that is being written come first, so that they never exceed what was copied.
+    for name, group in sorted(old.groups(), key=lambda member: member[0] != "writer"):
         _copy_group(group, new.create_group(name))
     for name, array in old.arrays():
         dims = getattr(array.metadata, "dimension_names", None) or ()

@@ -11,14 +11,14 @@ from torch import Tensor
 
 from potentia.io._analysis import pooled_quantiles
 from potentia.io._errors import StoreError
+from potentia.io._integrity import check_whole, committed_draws, stored_sums
 from potentia.io._location import Location, StorePath
 from potentia.io._moments import Moments
-from potentia.io._schema import IMAGE_DIMS, Layout, find_array, read_layout
+from potentia.io._schema import IMAGE_DIMS, find_array, find_group, read_layout
 from potentia.io._summary import as_stored, write_summary
 
 if TYPE_CHECKING:
     import xarray as xr
-    import zarr
     from matplotlib.figure import Figure
 
 IMAGE_COORDS = IMAGE_DIMS[2:]
@@ -37,8 +37,12 @@ class Ensemble:
         root = location.open()
         self._layout, self._record = read_layout(root, location)
         self._image = find_array(root, "posterior/image", location)
-        self._committed = _committed(root, self._layout, location)
-        _check_chunks(location, self._layout, self._committed)
+        self._committed = committed_draws(root, self._layout, location)
+        if self._committed == 0:
+            raise StoreError(
+                f"{location}: no draw has been committed yet, expected at least one block of {self._layout.block}"
+            )
+        check_whole(root, self._layout, location, self._committed)
         self._tree: xr.DataTree | None = None
 
     @property
@@ -87,8 +91,7 @@ class Ensemble:
     @property
     def image(self) -> "xr.DataArray":
         """The images, (chain, draw, channel, y, x), read when looked at."""
-        found: xr.DataArray = self.tree["posterior"]["image"]
-        return found
+        return self.tree["posterior"].to_dataset()["image"]
 
     def samples(self) -> Tensor:
         """The images as a tensor (chain, draw, C, H, W), complex if they are."""
@@ -103,10 +106,9 @@ class Ensemble:
         return torch.complex(parts[..., 0, :, :].contiguous(), parts[..., 1, :, :].contiguous())
 
     def _moments(self) -> Moments:
-        group = self._location.open()["posterior_summary"]
-        count = np.asarray(group["count"][:])
-        if bool((count == self._committed).all()):
-            return Moments(self._committed, np.asarray(group["mean"][:]), np.asarray(group["m2"][:]))
+        sums = stored_sums(self._location.open(), self._layout, self._location, self._committed)
+        if sums is not None:
+            return Moments(self._committed, np.asarray(sums[0][:]), np.asarray(sums[1][:]))
         moments = Moments.empty(self.num_chains, self._layout.stored_shape)
         for start in range(0, self._committed, self._layout.block):
             stop = min(start + self._layout.block, self._committed)
@@ -223,10 +225,10 @@ class Ensemble:
 
     def _stored_constant(self, name: str) -> "np.ndarray[Any, Any] | None":
         """A constant as images are stored, (channel, y, x), or None."""
-        group = self._location.open()["constant_data"]
-        if name not in group:
+        root = self._location.open()
+        if name not in find_group(root, "constant_data", self._location):
             return None
-        array = np.asarray(group[name][...])
+        array = np.asarray(find_array(root, f"constant_data/{name}", self._location)[...])
         # complex arrays are kept with a leading (re, im); images interleave the two within their channels
         return np.moveaxis(array, 0, 1).reshape(-1, *array.shape[2:]) if array.ndim == 4 else array
 
@@ -268,32 +270,3 @@ def open_ensemble(path: StorePath) -> Ensemble:
         missing or cut short.
     """
     return Ensemble(Location.of(path))
-
-
-def _committed(root: "zarr.Group", layout: Layout, location: Location) -> int:
-    counts = np.asarray(find_array(root, "writer/n_committed", location)[:])
-    least = int(counts.min()) if counts.shape == (layout.num_chains,) else -1
-    if not 0 <= least <= layout.num_draws:
-        raise StoreError(f"{location}: the count of committed draws is damaged: {counts.tolist()}")
-    if least == 0:
-        raise StoreError(f"{location}: no draw has been committed yet; expected at least one block of {layout.block}")
-    return least
-
-
-def _check_chunks(location: Location, layout: Layout, committed: int) -> None:
-    """Refuse a local store whose committed chunks are missing or short: zarr would read them as fill values."""
-    if location.folder is None:
-        return
-    size = layout.block * layout.draw_bytes
-    chunks = location.folder / "posterior" / "image"
-    for chain in range(layout.num_chains):
-        for block in range(math.ceil(committed / layout.block)):
-            name = f"c.{chain}.{block}.0.0.0"
-            try:
-                found = (chunks / name).stat().st_size
-            except OSError:
-                found = 0
-            if found != size:
-                raise StoreError(
-                    f"{location}: the store is cut short: chunk {name} of posterior/image has {found} bytes, expected {size}"
-                )

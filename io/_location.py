@@ -76,9 +76,11 @@ def create_at(location: Location, build: Callable[["zarr.Group"], None], *, over
     if location.folder is not None:
         _create_folder(location.folder, build, overwrite=overwrite)
     elif location.url is not None:
-        if _url_exists(location.url) and not overwrite:
+        exists = _url_exists(location.url)
+        if exists and not overwrite:
             raise StoreExistsError(f"{location}: a store exists there already; pass overwrite=True to replace it")
-        build(zarr.open_group(location.url, mode="w" if overwrite else "w-"))
+        # "w" deletes whatever lies there, and nothing but a store may be deleted
+        build(zarr.open_group(location.url, mode="w" if exists else "w-"))
     else:
         build(zarr.open_group(location.memory, mode="w-"))
 

@@ -1,5 +1,8 @@
 """Readers of images and arrays."""
 
+import zipfile
+import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +19,8 @@ def read_image(
 ) -> NDArray[Any]:
     """Read an image as (C, H, W).
 
-    Pictures (PNG, JPEG, TIFF) of 8 or 16 bits are scaled to [-1, 1]; transparency is refused. Arrays (.npy, .npz) keep
-    their values; of a NIfTI volume one slice is taken, its values kept.
+    Pictures (PNG, JPEG, TIFF) of 8 or 16 bits are scaled to [-1, 1], those of floats kept as they are; transparency is
+    refused. Arrays (.npy, .npz) keep their values; of a NIfTI volume one slice is taken, its values kept.
 
     Raises: FileNotFoundError; ValueError for a file that cannot be read, of another kind, or not finite.
     """
@@ -33,7 +36,8 @@ def read_image(
     if image.ndim != 3:
         raise ValueError(f"{path}: image has shape {image.shape}, expected (H, W) or (C, H, W)")
     wanted = np.result_type(dtype, np.complex64) if np.iscomplexobj(image) else np.dtype(dtype)
-    return _finite(path, image.astype(wanted))
+    with np.errstate(over="ignore"):  # what overflows is infinite, and refused as such
+        return _finite(path, image.astype(wanted))
 
 
 def read_array(path: str | Path) -> NDArray[Any]:
@@ -43,18 +47,10 @@ def read_array(path: str | Path) -> NDArray[Any]:
         without a name, or entries that are not finite.
     """
     name = _existing(path)
-    file, key = _split(path)
     if not name.endswith(ARRAYS):
-        raise ValueError(
-            f"{path}: is of a kind that is not read here, expected {', '.join(PICTURES + ARRAYS + VOLUMES)}"
-        )
-    try:
-        loaded = np.load(file, allow_pickle=False)
-        array = _pick(path, loaded, key) if isinstance(loaded, np.lib.npyio.NpzFile) else loaded
-    except (OSError, ValueError, EOFError, KeyError) as err:
-        if str(err).startswith(str(path)):
-            raise
-        raise ValueError(f"{path}: cannot be read as an array without pickles: {err}") from err
+        kinds = ", ".join(ARRAYS if name.endswith(PICTURES + VOLUMES) else PICTURES + ARRAYS + VOLUMES)
+        raise ValueError(f"{path}: is of a kind that is not read here, expected {kinds}")
+    array = _load(path)
     if array.dtype.kind not in "biufc":
         raise ValueError(f"{path}: array has dtype {array.dtype}, expected numbers")
     return _finite(path, array)
@@ -63,14 +59,17 @@ def read_array(path: str | Path) -> NDArray[Any]:
 def scale_to_percentile(image: NDArray[Any], percentile: float = 99.0) -> tuple[NDArray[Any], float]:
     """Divide by a percentile of the magnitude: the image, and the factor that it was divided by.
 
-    Raises: ValueError for a percentile outside (0, 100], or an image that is zero there.
+    Raises: ValueError for a percentile outside (0, 100], or an image that is zero or not finite there.
     """
     if not 0 < percentile <= 100:
         raise ValueError(f"scale_to_percentile: percentile is {percentile}, expected a number in (0, 100]")
-    factor = float(np.percentile(np.abs(image), percentile))
-    if factor == 0:
-        raise ValueError(f"scale_to_percentile: the {percentile:g}th percentile of the image is zero")
-    return image / np.asarray(factor, dtype=image.real.dtype), factor
+    values = image if image.dtype.kind in "fc" else image.astype(np.float64)
+    factor = float(np.percentile(np.abs(values), percentile))
+    if factor == 0 or not np.isfinite(factor):
+        raise ValueError(
+            f"scale_to_percentile: the {percentile:g}th percentile of the image is {factor:g}, expected above zero"
+        )
+    return values / np.asarray(factor, dtype=values.real.dtype), factor
 
 
 def _split(path: str | Path) -> tuple[Path, str | None]:
@@ -88,14 +87,33 @@ def _existing(path: str | Path) -> str:
     return file.name.lower()
 
 
-def _pick(path: str | Path, archive: Any, key: str | None) -> NDArray[Any]:
-    names = list(archive.files)
+def _load(path: str | Path) -> NDArray[Any]:
+    file, key = _split(path)
+    try:
+        with file.open("rb") as opened:  # numpy leaves a file that it cannot read open
+            loaded = np.load(opened, allow_pickle=False)
+            if not isinstance(loaded, np.lib.npyio.NpzFile):
+                return np.asarray(loaded)
+            with loaded:
+                name = _choose(path, loaded.files, key)
+                return np.asarray(loaded[name])
+    except _ChoiceError:
+        raise
+    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as err:
+        raise ValueError(f"{path}: cannot be read as an array without pickles: {err}") from err
+
+
+class _ChoiceError(ValueError):
+    """An archive can be read, but does not say which array is meant."""
+
+
+def _choose(path: str | Path, names: Sequence[str], key: str | None) -> str:
     if key is None and len(names) != 1:
-        raise ValueError(f"{path}: holds the arrays {', '.join(names)}, expected FILE.npz:NAME to choose one")
+        held = ", ".join(names) or "none"
+        raise _ChoiceError(f"{path}: holds {len(names)} arrays ({held}), expected FILE.npz:NAME to choose one")
     if key is not None and key not in names:
-        raise ValueError(f"{path}: has no array {key!r}, expected one of {', '.join(names)}")
-    found: NDArray[Any] = archive[names[0] if key is None else key]
-    return found
+        raise _ChoiceError(f"{path}: has no array {key!r}, expected one of {', '.join(names)}")
+    return names[0] if key is None else key
 
 
 def _finite(path: str | Path, array: NDArray[Any]) -> NDArray[Any]:
@@ -117,14 +135,16 @@ def _read_picture(path: str | Path) -> NDArray[Any]:
     try:
         with Image.open(path) as opened:
             opened.load()
+            clear = opened.has_transparency_data
             picture = opened.convert("RGB") if opened.mode == "P" else opened.copy()
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as err:
         raise ValueError(f"{path}: cannot be read as a picture: {err}") from err
     if picture.mode == "1":
         picture = picture.convert("L")
+    if clear or not (picture.mode in ("L", "RGB", "F") or picture.mode.startswith("I;16")):
+        found = picture.mode + (" and is transparent in places" if clear else "")
+        raise ValueError(f"{path}: picture has mode {found}, expected grey or RGB of 8 or 16 bits, opaque")
     array = np.asarray(picture)
-    if picture.mode in ("LA", "RGBA", "PA") or (array.ndim == 3 and array.shape[2] != 3):
-        raise ValueError(f"{path}: picture has mode {picture.mode}, expected grey or RGB without transparency")
     if array.dtype.kind == "f":
         scaled = array.astype(np.float32)
     else:

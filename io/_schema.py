@@ -43,12 +43,19 @@ class Layout:
     event_shape: tuple[int, int, int]
     is_complex: bool
     dtype: np.dtype[Any]
+    block: int  # draws in a chunk
 
     @classmethod
     def checked(
-        cls, num_chains: int, num_draws: int, event_shape: Sequence[int], is_complex: bool, dtype: Any
+        cls,
+        num_chains: int,
+        num_draws: int,
+        event_shape: Sequence[int],
+        is_complex: bool,
+        dtype: Any,
+        block: int | None = None,
     ) -> "Layout":
-        """Check the numbers of a caller.
+        """Check the numbers of a caller; ``block`` None makes chunks of about 16 MiB.
 
         Raises: ValueError for sizes below one, for another number of dimensions, or another dtype.
         """
@@ -63,7 +70,10 @@ class Layout:
             name = np.dtype(dtype).name
         if name not in _DTYPES:
             raise ValueError(f"EnsembleWriter: dtype must be float32 or float64, got {name}")
-        return cls(num_chains, num_draws, (shape[0], shape[1], shape[2]), is_complex, np.dtype(name).newbyteorder("<"))
+        stored = np.dtype(name).newbyteorder("<")
+        if block is None:
+            block = _block(num_draws, math.prod(shape) * stored.itemsize * (2 if is_complex else 1))
+        return cls(num_chains, num_draws, (shape[0], shape[1], shape[2]), is_complex, stored, block)
 
     @property
     def stored_shape(self) -> tuple[int, int, int]:
@@ -72,23 +82,18 @@ class Layout:
         return (2 * channels if self.is_complex else channels, height, width)
 
     @property
-    def draw_bytes(self) -> int:
-        """Bytes of one stored draw of one chain."""
-        return math.prod(self.stored_shape) * self.dtype.itemsize
-
-    @property
-    def block(self) -> int:
-        """Draws in a chunk: as many as fit 16 MiB, evened out so that the last chunk is not mostly padding."""
-        most = max(1, min(self.num_draws, _CHUNK_BYTES // self.draw_bytes))
-        return math.ceil(self.num_draws / math.ceil(self.num_draws / most))
-
-    @property
     def channel_names(self) -> list[str]:
         """Names of the stored channels: ``0, 1, ...`` or ``re, im`` or ``re0, im0, re1, ...``."""
         channels = self.event_shape[0]
         if not self.is_complex:
             return [str(c) for c in range(channels)]
         return ["re", "im"] if channels == 1 else [part + str(c) for c in range(channels) for part in ("re", "im")]
+
+
+def _block(num_draws: int, draw_bytes: int) -> int:
+    """Draws in a chunk: as many as fit 16 MiB, evened out so that the last chunk is not mostly padding."""
+    most = max(1, min(num_draws, _CHUNK_BYTES // draw_bytes))
+    return math.ceil(num_draws / math.ceil(num_draws / most))
 
 
 def json_ready(where: str, value: Mapping[str, object]) -> dict[str, Any]:
@@ -151,6 +156,11 @@ def add_array(
     return array
 
 
+def stat_fill(dtype: str) -> float | bool:
+    """What a statistic holds that was not given."""
+    return math.nan if dtype == "<f8" else False if dtype == "|b1" else 0
+
+
 def build(root: "zarr.Group", layout: Layout, state_bytes: int) -> None:
     """Create every group, array and coordinate of an empty ensemble; no draw is written."""
     chains, draws, k, event = layout.num_chains, layout.num_draws, layout.block, layout.stored_shape
@@ -159,9 +169,8 @@ def build(root: "zarr.Group", layout: Layout, state_bytes: int) -> None:
     add_array(posterior, "image", (chains, draws, *event), (1, k, *event), layout.dtype, IMAGE_DIMS, math.nan)
     stats = root.create_group("sample_stats")
     for name, dtype in STATS.items():
-        fill = math.nan if dtype == "<f8" else False if dtype == "|b1" else 0
         # one writer owns all chains, and a chunk for each of them would cost more than the images do
-        add_array(stats, name, (chains, draws), (chains, k), dtype, ("chain", "draw"), fill)
+        add_array(stats, name, (chains, draws), (chains, k), dtype, ("chain", "draw"), stat_fill(dtype))
     summary = root.create_group("posterior_summary")
     for name in ("mean", "m2"):
         add_array(summary, name, (chains, *event), (1, *event), "<f8", ("chain", "channel", "y", "x"), math.nan)
@@ -221,6 +230,22 @@ def find_array(root: "zarr.Group", path: str, where: object) -> "zarr.Array[Any]
     return found
 
 
+def find_group(root: "zarr.Group", path: str, where: object) -> "zarr.Group":
+    """Return a group of the store.
+
+    Raises: StoreError if it is missing or its metadata are damaged.
+    """
+    import zarr
+
+    try:
+        found = root[path]
+    except Exception as err:  # zarr raises a dozen unrelated types for damaged metadata
+        raise StoreError(f"{where}: the store is cut short: {path} is missing or damaged ({err})") from err
+    if not isinstance(found, zarr.Group):
+        raise StoreError(f"{where}: {path} is an array, expected a group")
+    return found
+
+
 def read_layout(root: "zarr.Group", where: object) -> tuple[Layout, dict[str, Any]]:
     """Return the sizes of a stored ensemble and its ``potentia`` attributes.
 
@@ -234,10 +259,18 @@ def read_layout(root: "zarr.Group", where: object) -> tuple[Layout, dict[str, An
     image = find_array(root, "posterior/image", where)
     try:
         layout = Layout.checked(
-            image.shape[0], image.shape[1], potentia["event_shape"], bool(potentia["complex"]), image.dtype
+            image.shape[0],
+            image.shape[1],
+            potentia["event_shape"],
+            bool(potentia["complex"]),
+            image.dtype,
+            image.chunks[1],
         )
     except (KeyError, IndexError, TypeError, ValueError) as err:
         raise StoreError(f"{where}: the store's metadata are damaged: {err}") from err
-    if image.shape[2:] != layout.stored_shape:
-        raise StoreError(f"{where}: images have shape {image.shape[2:]}, expected {layout.stored_shape}")
+    if image.shape[2:] != layout.stored_shape or image.chunks != (1, layout.block, *layout.stored_shape):
+        raise StoreError(
+            f"{where}: images have shape {image.shape[2:]} in chunks of {image.chunks}, expected "
+            f"{layout.stored_shape}, each chunk whole images of one chain"
+        )
     return layout, potentia

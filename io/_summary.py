@@ -6,20 +6,26 @@ import numpy as np
 from torch import Tensor
 
 from potentia.io._location import Location
-from potentia.io._schema import Layout, add_array
+from potentia.io._schema import Layout, add_array, find_group
+
+RESERVED = ("mean", "m2", "count", "chain", "channel", "y", "x")  # the running sums, and dimensions
 
 
 def write_summary(location: Location, layout: Layout, name: str, image: Tensor) -> None:
     """Store one image, such as the MAP, beside the running sums.
 
     Shapes: image (C, H, W).
-    Raises: ValueError for another shape or field.
+    Raises: ValueError for another shape or field, or a name that is taken by the running sums or a dimension.
     """
+    if not name.isidentifier() or name in RESERVED:
+        raise ValueError(
+            f"set_summary: {name!r} cannot name an image, expected an identifier other than {', '.join(RESERVED)}"
+        )
     if tuple(image.shape) != layout.event_shape or image.is_complex() != layout.is_complex:
         raise ValueError(
             f"{name}: image has shape {tuple(image.shape)} and dtype {image.dtype}, expected {layout.event_shape}"
         )
-    group = location.open(writable=True)["posterior_summary"]
+    group = find_group(location.open(writable=True), "posterior_summary", location)
     if name in group:
         del group[name]
     array = add_array(

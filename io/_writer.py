@@ -3,6 +3,7 @@
 import struct
 import zlib
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from potentia.io._ensemble import Ensemble
 from potentia.io._errors import StoreError
+from potentia.io._integrity import check_whole, committed_draws
 from potentia.io._location import Location, StorePath, create_at, refuse_taken, remove_orphans
 from potentia.io._moments import Moments
 from potentia.io._schema import (
@@ -22,6 +24,7 @@ from potentia.io._schema import (
     json_ready,
     read_layout,
     root_attributes,
+    stat_fill,
 )
 
 if TYPE_CHECKING:
@@ -43,8 +46,9 @@ def check_target(path: StorePath, *, overwrite: bool = False) -> None:
 class EnsembleWriter:
     """Writes draws of all chains to a zarr store, in memory or on disk.
 
-    Draws gather in a staging block; a full block is written as one chunk a chain, then the running sums, then the
-    sampler's state, and the count of committed draws last: whatever is counted is whole.
+    Draws gather in a staging block; a full block is written as one chunk a chain, then the sampler's state, and the
+    count of committed draws last: whatever is counted is whole. The running sums, a fifth of the draws' size if they
+    were written with every block, follow at the last draw and on ``close``; without them readers sum the draws.
     """
 
     def __init__(self, location: Location, root: "zarr.Group", layout: Layout, moments: Moments) -> None:
@@ -53,10 +57,11 @@ class EnsembleWriter:
         self._layout = layout
         self._moments = moments
         self._staged = 0
+        self._sums_written = 0  # draws that the sums in the store are of
         chains, k = layout.num_chains, layout.block
         self._images = np.empty((chains, k, *layout.stored_shape), layout.dtype)
         self._stats = {name: np.zeros((chains, k), dtype) for name, dtype in STATS.items()}
-        self._image = find_array(root, "posterior/image", location)
+        self._arrays: dict[str, zarr.Array[Any]] = {}
 
     @classmethod
     def create(
@@ -107,17 +112,27 @@ class EnsembleWriter:
         for key, want in json_ready("EnsembleWriter: expect", expect).items():
             if potentia.get(key) != want:
                 raise StoreError(f"{location}: {key} of the stored run is {potentia.get(key)!r}, this run has {want!r}")
+        committed_draws(root, layout, location)  # may lag one block behind the state
         committed, state = _read_state(root, location)
         if committed > layout.num_draws:
             raise StoreError(f"{location}: {committed} draws are marked committed, the store holds {layout.num_draws}")
+        check_whole(root, layout, location, committed)
         if location.folder is not None:
             remove_orphans(location.folder)
         moments = Moments.empty(layout.num_chains, layout.stored_shape)
         writer = cls(location, root, layout, moments)
         # A kill may have come between the sums and the state, so that the sums are taken anew.
         for start in range(0, committed, layout.block):
-            moments.update(np.asarray(writer._image[:, start : min(start + layout.block, committed)]))
+            stop = min(start + layout.block, committed)
+            moments.update(np.asarray(writer._array("posterior/image")[:, start:stop]))
+        # A kill may have come between the state and the count too.
+        writer._array("writer/n_committed")[:] = committed
         return writer, state
+
+    def _array(self, path: str) -> "zarr.Array[Any]":
+        if path not in self._arrays:
+            self._arrays[path] = find_array(self._root, path, self._location)
+        return self._arrays[path]
 
     @property
     def block(self) -> int:
@@ -130,10 +145,15 @@ class EnsembleWriter:
         return self._moments.count
 
     @property
+    def _room(self) -> int:
+        """Draws that may be staged: to the end of the chunk, so that a commit writes one chunk a chain."""
+        committed = self.num_committed
+        return min(self.block - committed % self.block, self._layout.num_draws - committed)
+
+    @property
     def ready_to_commit(self) -> bool:
         """Whether a block is full, or the last draw was reached."""
-        reached = self.num_committed + self._staged
-        return self._staged == self.block or (self._staged > 0 and reached == self._layout.num_draws)
+        return self._staged > 0 and self._staged == self._room
 
     def append(self, images: Tensor, stats: Mapping[str, Any]) -> None:
         """Stage one draw of every chain.
@@ -142,7 +162,9 @@ class EnsembleWriter:
         Raises: ValueError for another shape or field, an unknown statistic, or more draws than were asked for.
         """
         layout = self._layout
-        if self._staged == self.block or self.num_committed + self._staged == layout.num_draws:
+        if self.num_committed == layout.num_draws:
+            raise ValueError(f"EnsembleWriter: append after the last draw, expected {layout.num_draws} draws")
+        if self._staged == self._room:
             raise ValueError("EnsembleWriter: append after a full block, expected commit first")
         want = (layout.num_chains, *layout.event_shape)
         if tuple(images.shape) != want or images.is_complex() != layout.is_complex:
@@ -150,6 +172,7 @@ class EnsembleWriter:
                 f"EnsembleWriter: images have shape {tuple(images.shape)} and dtype {images.dtype}, expected {want}, "
                 f"{'complex' if layout.is_complex else 'real'}"
             )
+        self._stage_stats(stats)
         values = images.detach().cpu()
         slot = self._images[:, self._staged]
         if layout.is_complex:
@@ -157,11 +180,21 @@ class EnsembleWriter:
             parts[:, :, 0], parts[:, :, 1] = values.real.numpy(), values.imag.numpy()
         else:
             slot[...] = values.numpy()
-        for name, value in stats.items():
-            if name not in self._stats:
-                raise ValueError(f"EnsembleWriter: {name!r} is no sample statistic, expected one of {', '.join(STATS)}")
-            self._stats[name][:, self._staged] = value.detach().cpu().numpy() if isinstance(value, Tensor) else value
         self._staged += 1
+
+    def _stage_stats(self, stats: Mapping[str, Any]) -> None:
+        """Stage statistics; those that are not given hold what says so, never a draw of an earlier block."""
+        for name in stats:
+            if name not in STATS:
+                raise ValueError(f"EnsembleWriter: {name!r} is no sample statistic, expected one of {', '.join(STATS)}")
+        for name, dtype in STATS.items():
+            value = stats.get(name, stat_fill(dtype))
+            value = np.asarray(value.detach().cpu().numpy() if isinstance(value, Tensor) else value)
+            if value.shape not in ((), (self._layout.num_chains,)):
+                raise ValueError(
+                    f"EnsembleWriter: {name} has shape {value.shape}, expected a number or ({self._layout.num_chains},)"
+                )
+            self._stats[name][:, self._staged] = value
 
     def commit(self, state: bytes = b"") -> None:
         """Write the staged block, one chunk a chain, and mark it committed last.
@@ -170,7 +203,7 @@ class EnsembleWriter:
         """
         if not self._staged:
             return
-        size = self._root["writer/state"].shape[0]
+        size = self._array("writer/state").shape[0]
         if STATE_HEADER + len(state) > size:
             raise ValueError(f"EnsembleWriter: state has {len(state)} bytes, expected at most {size - STATE_HEADER}")
         try:
@@ -183,28 +216,40 @@ class EnsembleWriter:
     def _write_block(self, state: bytes) -> None:
         n, start = self._staged, self.num_committed
         stop = start + n
-        for chain in range(self._layout.num_chains):
-            self._image[chain, start:stop] = self._images[chain, :n]
-        for name, values in self._stats.items():
-            self._root[f"sample_stats/{name}"][:, start:stop] = values[:, :n]
-        grown = self._moments.copy()
-        grown.update(self._images[:, :n])
-        for chain in range(self._layout.num_chains):
-            self._root["posterior_summary/mean"][chain] = grown.mean[chain]
-            self._root["posterior_summary/m2"][chain] = grown.m2[chain]
-        self._root["posterior_summary/count"][:] = stop
+        with ThreadPoolExecutor(1) as pool:  # numpy and the disk both let go of the interpreter's lock
+            sums = pool.submit(self._moments.updated, self._images[:, :n])
+            for chain in range(self._layout.num_chains):
+                self._array("posterior/image")[chain, start:stop] = self._images[chain, :n]
+            for name, values in self._stats.items():
+                self._array(f"sample_stats/{name}")[:, start:stop] = values[:, :n]
         self._write_state(stop, state)
-        self._root["writer/n_committed"][:] = stop
-        self._moments, self._staged = grown, 0
+        self._array("writer/n_committed")[:] = stop
+        self._moments, self._staged = sums.result(), 0
+        if stop == self._layout.num_draws:
+            self._write_sums()
+
+    def _write_sums(self) -> None:
+        """Write the running sums; their count says of which draws they are, none while they are being written."""
+        self._array("posterior_summary/count")[:] = 0
+        for chain in range(self._layout.num_chains):
+            self._array("posterior_summary/mean")[chain] = self._moments.mean[chain]
+            self._array("posterior_summary/m2")[chain] = self._moments.m2[chain]
+        self._array("posterior_summary/count")[:] = self._moments.count
+        self._sums_written = self._moments.count
 
     def _write_state(self, committed: int, state: bytes) -> None:
-        array = self._root["writer/state"]
+        array = self._array("writer/state")
         packed = _HEADER.pack(committed, len(state), zlib.crc32(state)) + state
         array[:] = np.frombuffer(packed.ljust(array.shape[0], b"\0"), np.uint8)
 
     def close(self, **attrs: object) -> Ensemble:
         """Write what is staged, update root attributes such as ``sampling_time``, and open the ensemble."""
         self.commit()
+        try:
+            if self._sums_written != self.num_committed:
+                self._write_sums()
+        except OSError as err:
+            raise StoreError(f"{self._location}: the running sums cannot be written ({err})") from err
         self._root.attrs.update(json_ready("EnsembleWriter: attributes", attrs))
         return Ensemble(self._location)
 

@@ -40,16 +40,16 @@ class Identity(Operator):
     Shapes: (*batch, C, H, W) -> the same.
     """
 
-    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
+    def forward(self, x: Tensor) -> Tensor:
         return x
 
-    def adjoint(self, y: Tensor) -> Tensor:  # noqa: D102
+    def adjoint(self, y: Tensor) -> Tensor:
         return y
 
-    def output_shape(self, input_shape: Shape) -> Shape:  # noqa: D102
+    def output_shape(self, input_shape: Shape) -> Shape:
         return _image_shape(self, input_shape)
 
-    def input_shape(self, output_shape: Shape) -> Shape:  # noqa: D102
+    def input_shape(self, output_shape: Shape) -> Shape:
         return _image_shape(self, output_shape)
 
     def gram(self, weight: Weight, input_shape: Shape) -> Structure:
@@ -79,30 +79,30 @@ class Mask(Operator):
             raise ValueError(f"Mask: mask has shape {shape_text(tuple(m.shape))}, expected (H, W) or (C, H, W)")
         self.register_buffer("mask", m if m.dim() == 3 else m[None])
 
-    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
+    def forward(self, x: Tensor) -> Tensor:
         return self.mask * x
 
-    def adjoint(self, y: Tensor) -> Tensor:  # noqa: D102
+    def adjoint(self, y: Tensor) -> Tensor:
         return self.mask * y
 
-    def output_shape(self, input_shape: Shape) -> Shape:  # noqa: D102
+    def output_shape(self, input_shape: Shape) -> Shape:
         shape = _image_shape(self, input_shape)
         want = tuple(shape[-3:]) if self.mask.shape[0] == 1 else (self.mask.shape[0], *shape[1:])
         same_shape("Mask", "the image", shape, (want[0], *self.mask.shape[1:]))
         return shape
 
-    def input_shape(self, output_shape: Shape) -> Shape:  # noqa: D102
+    def input_shape(self, output_shape: Shape) -> Shape:
         return self.output_shape(output_shape)
 
     @property
-    def sampled(self) -> Tensor:  # noqa: D102
+    def sampled(self) -> Tensor:
         return self.mask > 0
 
     def gram(self, weight: Weight, input_shape: Shape) -> Structure:
         """diag(weight mask^2)."""
         return Diagonal(self.mask.square() * weight)
 
-    def extra_repr(self) -> str:  # noqa: D102
+    def extra_repr(self) -> str:
         share = float((self.mask > 0).float().mean())
         return f"{shape_text(tuple(self.mask.shape))}, {share:.1%} measured"
 
@@ -118,14 +118,14 @@ class Downsample(Operator):
         super().__init__()
         self.factor = count("Downsample", "factor", factor)
 
-    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
+    def forward(self, x: Tensor) -> Tensor:
         # A sum and a division: einops takes no mean of complex images.
         return reduce(x, "... (h a) (w b) -> ... h w", "sum", a=self.factor, b=self.factor) / self.factor**2
 
-    def adjoint(self, y: Tensor) -> Tensor:  # noqa: D102
+    def adjoint(self, y: Tensor) -> Tensor:
         return repeat(y, "... h w -> ... (h a) (w b)", a=self.factor, b=self.factor) / self.factor**2
 
-    def output_shape(self, input_shape: Shape) -> Shape:  # noqa: D102
+    def output_shape(self, input_shape: Shape) -> Shape:
         c, h, w = _image_shape(self, input_shape)
         if h % self.factor or w % self.factor:
             raise ValueError(
@@ -133,11 +133,11 @@ class Downsample(Operator):
             )
         return (c, h // self.factor, w // self.factor)
 
-    def input_shape(self, output_shape: Shape) -> Shape:  # noqa: D102
+    def input_shape(self, output_shape: Shape) -> Shape:
         c, h, w = _image_shape(self, output_shape)
         return (c, h * self.factor, w * self.factor)
 
-    def extra_repr(self) -> str:  # noqa: D102
+    def extra_repr(self) -> str:
         return f"factor {self.factor}"
 
 
@@ -162,32 +162,32 @@ class Matrix(Operator):
         finite("Matrix", "matrix", m)
         self.register_buffer("matrix", m)
 
-    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
+    def forward(self, x: Tensor) -> Tensor:
         return self._match(x.flatten(-3), False)
 
-    def adjoint(self, y: Tensor) -> Tensor:  # noqa: D102
-        return self._match(y, True).unflatten(-1, self.image_shape)
+    def adjoint(self, y: Tensor) -> Tensor:
+        return self._match(y, True).reshape(*y.shape[:-1], *self.image_shape)
 
     def _match(self, v: Tensor, adjoint: bool) -> Tensor:
         dtype = torch.promote_types(self.matrix.dtype, v.dtype)
         m = self.matrix.to(dtype)
         return v.to(dtype) @ (m.conj() if adjoint else m.mT)
 
-    def output_shape(self, input_shape: Shape) -> Shape:  # noqa: D102
+    def output_shape(self, input_shape: Shape) -> Shape:
         same_shape("Matrix", "the image", tuple(input_shape), self.image_shape)
         return (self.matrix.shape[0],)
 
-    def input_shape(self, output_shape: Shape) -> Shape:  # noqa: D102
+    def input_shape(self, output_shape: Shape) -> Shape:
         same_shape("Matrix", "the measurement", tuple(output_shape), (self.matrix.shape[0],))
         return self.image_shape
 
-    def complex_output(self, complex_input: bool) -> bool:  # noqa: D102
+    def complex_output(self, complex_input: bool) -> bool:
         return complex_input or self.matrix.is_complex()
 
-    def complex_input(self, complex_output: bool) -> bool:  # noqa: D102
+    def complex_input(self, complex_output: bool) -> bool:
         if self.matrix.is_complex() and not complex_output:
             raise ValueError("Matrix: a complex matrix gives complex measurements, got real ones")
         return complex_output
 
-    def extra_repr(self) -> str:  # noqa: D102
+    def extra_repr(self) -> str:
         return f"{shape_text(tuple(self.matrix.shape))} {str(self.matrix.dtype).removeprefix('torch.')}"

@@ -40,7 +40,7 @@ class Convolution(Operator):
             )
         if k.shape[-2] > height or k.shape[-1] > width:
             raise ValueError(
-                f"{name}: kernel has shape {shape_text(tuple(k.shape))}, expected at most the image's ({height}, {width})"
+                f"{name}: kernel has shape {shape_text(tuple(k.shape))}, expected at most the image's {(height, width)}"
             )
         if not bool((k != 0).any()):
             raise ValueError(f"{name}: kernel is zero everywhere: nothing is measured")
@@ -66,17 +66,18 @@ class Convolution(Operator):
 
     def _filter(self, x: Tensor, response: Tensor) -> Tensor:
         if x.is_complex():
-            return torch.fft.ifft2(torch.fft.fft2(x) * response)
-        half = response[..., : self.plane[1] // 2 + 1]
-        return torch.fft.irfft2(torch.fft.rfft2(x) * half, s=self.plane)
+            out: Tensor = torch.fft.ifft2(torch.fft.fft2(x) * response)
+        else:
+            out = torch.fft.irfft2(torch.fft.rfft2(x) * response[..., : self.plane[1] // 2 + 1], s=self.plane)
+        return out
 
-    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
+    def forward(self, x: Tensor) -> Tensor:
         return self._filter(x, self.response)
 
-    def adjoint(self, y: Tensor) -> Tensor:  # noqa: D102
+    def adjoint(self, y: Tensor) -> Tensor:
         return self._filter(y, self.response.conj())
 
-    def normal(self, x: Tensor) -> Tensor:  # noqa: D102
+    def normal(self, x: Tensor) -> Tensor:
         return self._filter(x, self.power)
 
     @property
@@ -84,12 +85,12 @@ class Convolution(Operator):
         """|transfer function|^2, (C or 1, H, W)."""
         return self.response.real.square() + self.response.imag.square()
 
-    def output_shape(self, input_shape: Shape) -> Shape:  # noqa: D102
+    def output_shape(self, input_shape: Shape) -> Shape:
         channels = self.response.shape[0] if self.response.shape[0] > 1 else (input_shape[0] if input_shape else 1)
         same_shape(type(self).__name__, "the image", tuple(input_shape), (channels, *self.plane))
         return tuple(input_shape)
 
-    def input_shape(self, output_shape: Shape) -> Shape:  # noqa: D102
+    def input_shape(self, output_shape: Shape) -> Shape:
         return self.output_shape(output_shape)
 
     def gram(self, weight: Weight, input_shape: Shape) -> Structure:
@@ -99,7 +100,7 @@ class Convolution(Operator):
         mean = weight.mean(dim=(-2, -1), keepdim=True) if weight.dim() > 1 else weight.mean()
         return self._matrix_free(weight, input_shape, FourierStructure(self.power * mean))
 
-    def extra_repr(self) -> str:  # noqa: D102
+    def extra_repr(self) -> str:
         return f"{shape_text(self.plane)}"
 
 
@@ -121,7 +122,7 @@ class GaussianBlur(Convolution):
         self._set_response(response.to(torch.complex64), (height, width))
         self.std = s
 
-    def extra_repr(self) -> str:  # noqa: D102
+    def extra_repr(self) -> str:
         return f"std {self.std:g}, {shape_text(self.plane)}"
 
 
@@ -142,7 +143,7 @@ class MotionBlur(Convolution):
         self.length = extent
         self.angle = degrees
 
-    def extra_repr(self) -> str:  # noqa: D102
+    def extra_repr(self) -> str:
         return f"length {self.length:g}, angle {self.angle:g}, {shape_text(self.plane)}"
 
 

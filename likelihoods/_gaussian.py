@@ -1,6 +1,6 @@
 """The Gaussian likelihood: white noise around a linear operator."""
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -62,7 +62,7 @@ class Gaussian(Likelihood):
         if std.is_complex() or not bool((std > 0).all()):
             raise ValueError(f"{self.name}: noise_std must be positive, got a least value of {float(std.real.min()):g}")
         try:
-            fits = torch.broadcast_shapes(std.shape, data.shape) == data.shape
+            fits = torch.broadcast_tensors(std, data)[0].shape == data.shape
         except RuntimeError:
             fits = False
         if not fits:
@@ -112,10 +112,11 @@ class Gaussian(Likelihood):
             self._structure = self.operator.gram(weight, self._event_shape)
         return self._structure
 
-    def _apply(self, *args: Any, **kwargs: Any) -> "Gaussian":
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
         # The structure holds tensors of the old device and dtype.
         self._structure = None
-        return super()._apply(*args, **kwargs)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
 
     def quadratic(self, sigma: Sigma = None) -> Quadratic:
         """The exact form: precision A^H W A, linear term A^H W y, constant ||y / noise_std||^2 / 2."""
@@ -128,14 +129,14 @@ class Gaussian(Likelihood):
         return self.operator.measure(x, self.noise_std, generator)
 
     @property
-    def event_shape(self) -> tuple[int, ...]:  # noqa: D102
+    def event_shape(self) -> tuple[int, ...]:
         return self._event_shape
 
     @property
-    def is_complex(self) -> bool:  # noqa: D102
+    def is_complex(self) -> bool:
         return self._is_complex
 
-    def extra_repr(self) -> str:  # noqa: D102
+    def extra_repr(self) -> str:
         std = (
             f"{float(self.noise_std):g}"
             if self.noise_std.numel() == 1
@@ -144,5 +145,5 @@ class Gaussian(Likelihood):
         dtype = str(self.y.dtype).removeprefix("torch.")
         return f"y {shape_text(tuple(self.y.shape))} {dtype}, noise_std {std}, images"
 
-    def parts(self) -> list[tuple[str, Any]]:  # noqa: D102
+    def parts(self) -> list[tuple[str, Any]]:
         return [("", self.operator)]

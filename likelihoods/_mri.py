@@ -1,5 +1,7 @@
 """Cartesian magnetic resonance imaging: single coil and SENSE."""
 
+from typing import cast
+
 import torch
 from torch import Tensor
 
@@ -14,14 +16,14 @@ PLANE = (-2, -1)
 
 def centred_fft(x: Tensor) -> Tensor:
     """Unitary 2-D Fourier transform with the origin in the middle of image and k-space, (..., H, W)."""
-    k = torch.fft.fft2(torch.fft.ifftshift(x, dim=PLANE), norm="ortho")
-    return torch.fft.fftshift(k, dim=PLANE)
+    k: Tensor = torch.fft.fft2(torch.fft.ifftshift(x, dim=PLANE), norm="ortho")
+    return cast(Tensor, torch.fft.fftshift(k, dim=PLANE))
 
 
 def centred_ifft(k: Tensor) -> Tensor:
     """Inverse and adjoint of ``centred_fft``, (..., H, W)."""
-    x = torch.fft.ifft2(torch.fft.ifftshift(k, dim=PLANE), norm="ortho")
-    return torch.fft.fftshift(x, dim=PLANE)
+    x: Tensor = torch.fft.ifft2(torch.fft.ifftshift(k, dim=PLANE), norm="ortho")
+    return cast(Tensor, torch.fft.fftshift(x, dim=PLANE))
 
 
 def _even(spectrum: Tensor) -> Tensor:
@@ -48,15 +50,15 @@ class Fourier(Operator):
         self.register_buffer("mask", m)
         self.real = real
 
-    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
+    def forward(self, x: Tensor) -> Tensor:
         k = centred_fft(x)
         return k if self.mask is None else self.mask * k
 
-    def adjoint(self, y: Tensor) -> Tensor:  # noqa: D102
+    def adjoint(self, y: Tensor) -> Tensor:
         x = centred_ifft(y if self.mask is None else self.mask * y)
         return x.real if self.real else x
 
-    def output_shape(self, input_shape: Shape) -> Shape:  # noqa: D102
+    def output_shape(self, input_shape: Shape) -> Shape:
         shape = tuple(input_shape)
         if len(shape) != 3:
             raise ValueError(f"Fourier: got an image of shape {shape_text(shape)}, expected (C, H, W)")
@@ -64,19 +66,19 @@ class Fourier(Operator):
             same_shape("Fourier", "the image's plane", shape[-2:], tuple(self.mask.shape[-2:]))
         return shape
 
-    def input_shape(self, output_shape: Shape) -> Shape:  # noqa: D102
+    def input_shape(self, output_shape: Shape) -> Shape:
         return self.output_shape(output_shape)
 
-    def complex_output(self, complex_input: bool) -> bool:  # noqa: D102
+    def complex_output(self, complex_input: bool) -> bool:
         return True
 
-    def complex_input(self, complex_output: bool) -> bool:  # noqa: D102
+    def complex_input(self, complex_output: bool) -> bool:
         if not complex_output:
             raise ValueError("Fourier: measurements are k-space, complex, got real ones")
         return not self.real
 
     @property
-    def sampled(self) -> Tensor | None:  # noqa: D102
+    def sampled(self) -> Tensor | None:
         return None if self.mask is None else self.mask > 0
 
     def gram(self, weight: Weight, input_shape: Shape) -> Structure:
@@ -86,7 +88,7 @@ class Fourier(Operator):
         spectrum = torch.fft.ifftshift(spectrum.expand(*spectrum.shape[:-2], *input_shape[-2:]), dim=PLANE)
         return FourierStructure(_even(spectrum) if self.real else spectrum)
 
-    def extra_repr(self) -> str:  # noqa: D102
+    def extra_repr(self) -> str:
         return _sampling_text(self.mask) + (", real images" if self.real else "")
 
 
@@ -126,11 +128,11 @@ class Sense(Operator):
         self.register_buffer("mask", m)
         self.real = real
 
-    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
+    def forward(self, x: Tensor) -> Tensor:
         k = centred_fft(self.coil_maps * x)
         return k if self.mask is None else self.mask * k
 
-    def adjoint(self, y: Tensor) -> Tensor:  # noqa: D102
+    def adjoint(self, y: Tensor) -> Tensor:
         return self._combine(centred_ifft(y if self.mask is None else self.mask * y))
 
     def _combine(self, coils: Tensor) -> Tensor:
@@ -146,31 +148,31 @@ class Sense(Operator):
         plane = tuple(self.coil_maps.shape[-2:])
         w = torch.ones(1, 1, 1, device=self.coil_maps.device, dtype=self.coil_maps.real.dtype) * weight
         full = (w if self.mask is None else self.mask.square() * w).expand(-1, *plane)
-        return torch.fft.ifftshift(full, dim=PLANE).contiguous()
+        return cast(Tensor, torch.fft.ifftshift(full, dim=PLANE)).contiguous()
 
-    def normal(self, x: Tensor) -> Tensor:  # noqa: D102
+    def normal(self, x: Tensor) -> Tensor:
         return self._weighted_normal(x, self._spectrum(1.0))
 
-    def output_shape(self, input_shape: Shape) -> Shape:  # noqa: D102
+    def output_shape(self, input_shape: Shape) -> Shape:
         coils, *plane = self.coil_maps.shape
         same_shape("Sense", "the image", tuple(input_shape), (1, *plane))
         return (coils, *plane)
 
-    def input_shape(self, output_shape: Shape) -> Shape:  # noqa: D102
+    def input_shape(self, output_shape: Shape) -> Shape:
         coils, *plane = self.coil_maps.shape
         same_shape("Sense", "the k-space", tuple(output_shape), (coils, *plane))
         return (1, *plane)
 
-    def complex_output(self, complex_input: bool) -> bool:  # noqa: D102
+    def complex_output(self, complex_input: bool) -> bool:
         return True
 
-    def complex_input(self, complex_output: bool) -> bool:  # noqa: D102
+    def complex_input(self, complex_output: bool) -> bool:
         if not complex_output:
             raise ValueError("Sense: measurements are k-space, complex, got real ones")
         return not self.real
 
     @property
-    def sampled(self) -> Tensor | None:  # noqa: D102
+    def sampled(self) -> Tensor | None:
         return None if self.mask is None else self.mask > 0
 
     def gram(self, weight: Weight, input_shape: Shape) -> Structure:
@@ -187,7 +189,7 @@ class Sense(Operator):
         approximation = FourierStructure(_even(near) if self.real else near)
         return type(free)(lambda x: self._weighted_normal(x, spectrum), free.sample_noise, approximation)
 
-    def extra_repr(self) -> str:  # noqa: D102
+    def extra_repr(self) -> str:
         return f"{self.coil_maps.shape[0]} coils, {_sampling_text(self.mask)}" + (", real images" if self.real else "")
 
 

@@ -129,27 +129,27 @@ class Composition(Operator):
         self.inner = inner
         self.output_dims = outer.output_dims  # type: ignore[misc]
 
-    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
+    def forward(self, x: Tensor) -> Tensor:
         y: Tensor = self.outer(self.inner(x))
         return y
 
-    def adjoint(self, y: Tensor) -> Tensor:  # noqa: D102
+    def adjoint(self, y: Tensor) -> Tensor:
         return self.inner.adjoint(self.outer.adjoint(y))
 
-    def output_shape(self, input_shape: Shape) -> Shape:  # noqa: D102
+    def output_shape(self, input_shape: Shape) -> Shape:
         return self.outer.output_shape(self.inner.output_shape(input_shape))
 
-    def input_shape(self, output_shape: Shape) -> Shape:  # noqa: D102
+    def input_shape(self, output_shape: Shape) -> Shape:
         return self.inner.input_shape(self.outer.input_shape(output_shape))
 
-    def complex_output(self, complex_input: bool) -> bool:  # noqa: D102
+    def complex_output(self, complex_input: bool) -> bool:
         return self.outer.complex_output(self.inner.complex_output(complex_input))
 
-    def complex_input(self, complex_output: bool) -> bool:  # noqa: D102
+    def complex_input(self, complex_output: bool) -> bool:
         return self.inner.complex_input(self.outer.complex_input(complex_output))
 
     @property
-    def sampled(self) -> Tensor | None:  # noqa: D102
+    def sampled(self) -> Tensor | None:
         return self.outer.sampled
 
     def gram(self, weight: Weight, input_shape: Shape) -> Structure:
@@ -163,7 +163,7 @@ class Composition(Operator):
             return Fourier(middle.spectrum * inner.spectrum)
         return self._matrix_free(weight, input_shape)
 
-    def describe(self) -> str:  # noqa: D102
+    def describe(self) -> str:
         return f"{self.outer.describe()} @ {self.inner.describe()}"
 
 
@@ -189,11 +189,11 @@ class OperatorSum(Operator):
         self.second = second
         self.output_dims = first.output_dims  # type: ignore[misc]
 
-    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
+    def forward(self, x: Tensor) -> Tensor:
         y: Tensor = self.first(x) + self.second(x)
         return y
 
-    def adjoint(self, y: Tensor) -> Tensor:  # noqa: D102
+    def adjoint(self, y: Tensor) -> Tensor:
         return self.first.adjoint(y) + self.second.adjoint(y)
 
     def _agree(self, got: Shape, other: Shape) -> Shape:
@@ -201,24 +201,24 @@ class OperatorSum(Operator):
             raise ValueError(f"{self.describe()}: the terms give shapes {shape_text(got)} and {shape_text(other)}")
         return got
 
-    def output_shape(self, input_shape: Shape) -> Shape:  # noqa: D102
+    def output_shape(self, input_shape: Shape) -> Shape:
         return self._agree(self.first.output_shape(input_shape), self.second.output_shape(input_shape))
 
-    def input_shape(self, output_shape: Shape) -> Shape:  # noqa: D102
+    def input_shape(self, output_shape: Shape) -> Shape:
         return self._agree(self.first.input_shape(output_shape), self.second.input_shape(output_shape))
 
-    def complex_output(self, complex_input: bool) -> bool:  # noqa: D102
+    def complex_output(self, complex_input: bool) -> bool:
         return self.first.complex_output(complex_input) or self.second.complex_output(complex_input)
 
-    def complex_input(self, complex_output: bool) -> bool:  # noqa: D102
+    def complex_input(self, complex_output: bool) -> bool:
         return self.first.complex_input(complex_output)
 
     @property
-    def sampled(self) -> Tensor | None:  # noqa: D102
+    def sampled(self) -> Tensor | None:
         a, b = self.first.sampled, self.second.sampled
         return None if a is None or b is None else a | b
 
-    def describe(self) -> str:  # noqa: D102
+    def describe(self) -> str:
         return f"({self.first.describe()} + {self.second.describe()})"
 
 
@@ -236,30 +236,30 @@ class ScaledOperator(Operator):
         self.operator = operator
         self.output_dims = operator.output_dims  # type: ignore[misc]
 
-    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
+    def forward(self, x: Tensor) -> Tensor:
         return self.factor * self.operator(x)  # type: ignore[no-any-return]
 
-    def adjoint(self, y: Tensor) -> Tensor:  # noqa: D102
+    def adjoint(self, y: Tensor) -> Tensor:
         return self.factor * self.operator.adjoint(y)
 
-    def output_shape(self, input_shape: Shape) -> Shape:  # noqa: D102
+    def output_shape(self, input_shape: Shape) -> Shape:
         return self.operator.output_shape(input_shape)
 
-    def input_shape(self, output_shape: Shape) -> Shape:  # noqa: D102
+    def input_shape(self, output_shape: Shape) -> Shape:
         return self.operator.input_shape(output_shape)
 
-    def complex_output(self, complex_input: bool) -> bool:  # noqa: D102
+    def complex_output(self, complex_input: bool) -> bool:
         return self.operator.complex_output(complex_input)
 
-    def complex_input(self, complex_output: bool) -> bool:  # noqa: D102
+    def complex_input(self, complex_output: bool) -> bool:
         return self.operator.complex_input(complex_output)
 
     @property
-    def sampled(self) -> Tensor | None:  # noqa: D102
+    def sampled(self) -> Tensor | None:
         return self.operator.sampled
 
-    def gram(self, weight: Weight, input_shape: Shape) -> Structure:  # noqa: D102
+    def gram(self, weight: Weight, input_shape: Shape) -> Structure:
         return self.operator.gram(weight, input_shape) * self.factor**2
 
-    def describe(self) -> str:  # noqa: D102
+    def describe(self) -> str:
         return f"{self.factor:g} * {self.operator.describe()}"

@@ -56,14 +56,14 @@ class Scaled(Potential):
         self.weight = weight
         self.name = term.name
 
-    def forward(self, x: Tensor, sigma: Sigma = None) -> Tensor:  # noqa: D102
+    def forward(self, x: Tensor, sigma: Sigma = None) -> Tensor:
         return self.weight * cast(Tensor, self.term(x, sigma))
 
-    def value_and_grad(self, x: Tensor, sigma: Sigma = None) -> tuple[Tensor, Tensor]:  # noqa: D102
+    def value_and_grad(self, x: Tensor, sigma: Sigma = None) -> tuple[Tensor, Tensor]:
         value, grad = self.term.value_and_grad(x, sigma)
         return self.weight * value, self.weight * grad
 
-    def grad(self, x: Tensor, sigma: Sigma = None) -> Tensor:  # noqa: D102
+    def grad(self, x: Tensor, sigma: Sigma = None) -> Tensor:
         return self.weight * self.term.grad(x, sigma)
 
     def quadratic(self, sigma: Sigma = None) -> Quadratic | None:
@@ -72,32 +72,32 @@ class Scaled(Potential):
         return None if form is None else form * self.weight
 
     @property
-    def event_shape(self) -> tuple[int, ...] | None:  # noqa: D102
+    def event_shape(self) -> tuple[int, ...] | None:
         return self.term.event_shape
 
     @property
-    def is_complex(self) -> bool | None:  # noqa: D102
+    def is_complex(self) -> bool | None:
         return self.term.is_complex
 
     @property
-    def scales(self) -> Scales | None:  # noqa: D102
+    def scales(self) -> Scales | None:
         return self.term.scales
 
     @property
-    def multiscale_weight(self) -> float:  # noqa: D102
+    def multiscale_weight(self) -> float:
         return self.weight * self.term.multiscale_weight
 
     @property
-    def has_value(self) -> bool:  # noqa: D102
+    def has_value(self) -> bool:
         return self.term.has_value
 
-    def check(self, x: Tensor) -> None:  # noqa: D102
+    def check(self, x: Tensor) -> None:
         self.term.check(x)
 
-    def describe(self) -> str:  # noqa: D102
+    def describe(self) -> str:
         return f"{self.weight:g} * {self.term.describe()}"
 
-    def parts(self) -> list[tuple[str, Any]]:  # noqa: D102
+    def parts(self) -> list[tuple[str, Any]]:
         return self.term.parts()
 
 
@@ -151,21 +151,21 @@ class Sum(Potential):
             return next(iter(found.values()), None)
         return Sum(*(_Named(n, t) for n, t in found.items()))
 
-    def forward(self, x: Tensor, sigma: Sigma = None) -> Tensor:  # noqa: D102
+    def forward(self, x: Tensor, sigma: Sigma = None) -> Tensor:
         first, *rest = self.terms.values()
         total = cast(Tensor, first(x, sigma))
         for term in rest:
             total = total + term(x, sigma)
         return total
 
-    def value_and_grad(self, x: Tensor, sigma: Sigma = None) -> tuple[Tensor, Tensor]:  # noqa: D102
+    def value_and_grad(self, x: Tensor, sigma: Sigma = None) -> tuple[Tensor, Tensor]:
         pairs = [term.value_and_grad(x, sigma) for term in self.terms.values()]
         value, grad = pairs[0]
         for v, g in pairs[1:]:
             value, grad = value + v, grad + g
         return value, grad
 
-    def grad(self, x: Tensor, sigma: Sigma = None) -> Tensor:  # noqa: D102
+    def grad(self, x: Tensor, sigma: Sigma = None) -> Tensor:
         first, *rest = self.terms.values()
         total = first.grad(x, sigma)
         for term in rest:
@@ -181,11 +181,11 @@ class Sum(Potential):
         return total
 
     @property
-    def event_shape(self) -> tuple[int, ...] | None:  # noqa: D102
+    def event_shape(self) -> tuple[int, ...] | None:
         return next((t.event_shape for t in self.terms.values() if t.event_shape is not None), None)
 
     @property
-    def is_complex(self) -> bool | None:  # noqa: D102
+    def is_complex(self) -> bool | None:
         return next((t.is_complex for t in self.terms.values() if t.is_complex is not None), None)
 
     @property
@@ -195,17 +195,17 @@ class Sum(Potential):
         return (max(s[0] for s in each), min(s[1] for s in each)) if each else None
 
     @property
-    def multiscale_weight(self) -> float:  # noqa: D102
+    def multiscale_weight(self) -> float:
         return sum(t.multiscale_weight for t in self.terms.values())
 
     @property
-    def has_value(self) -> bool:  # noqa: D102
+    def has_value(self) -> bool:
         return all(t.has_value for t in self.terms.values())
 
-    def describe(self) -> str:  # noqa: D102
+    def describe(self) -> str:
         return f"Sum of {len(self._names)} term{'s' if len(self._names) > 1 else ''}"
 
-    def parts(self) -> list[tuple[str, Any]]:  # noqa: D102
+    def parts(self) -> list[tuple[str, Any]]:
         return list(self.terms.items())
 
 
@@ -243,8 +243,8 @@ def _check_compatible(terms: Mapping[str, Potential]) -> None:
         first, want = shaped[0]
         if shape != want:
             raise ValueError(
-                f"{first} takes images of shape {shape_text(want or ())} and {name} of shape {shape_text(shape or ())}; "
-                "the terms of a sum must agree"
+                f"{first} takes images of shape {shape_text(want or ())} and {name} images of shape "
+                f"{shape_text(shape or ())}; the terms of a sum must agree"
             )
     fields = [(n, t.is_complex) for n, t in terms.items() if t.is_complex is not None]
     for name, kind in fields[1:]:

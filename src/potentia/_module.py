@@ -14,8 +14,8 @@ class Module(nn.Module):
     Like every torch module's, ``to`` works in place and returns the module.
     """
 
-    def to(self, *args: Any, **kwargs: Any) -> Self:  # noqa: D102 - documented by the class
-        device, dtype, non_blocking, memory_format = torch._C._nn._parse_to(*args, **kwargs)  # type: ignore[attr-defined]
+    def to(self, *args: Any, **kwargs: Any) -> Self:
+        device, dtype, non_blocking, memory_format = torch._C._nn._parse_to(*args, **kwargs)
 
         def convert(t: Tensor) -> Tensor:
             target = None
@@ -24,12 +24,13 @@ class Module(nn.Module):
             layout = memory_format if memory_format is not None and t.dim() in (4, 5) else torch.preserve_format
             return t.to(device, target, non_blocking, memory_format=layout)
 
-        return self._apply(convert)
+        self._apply(convert)  # type: ignore[no-untyped-call]
+        return self
 
-    def double(self) -> Self:  # noqa: D102 - documented by the class
+    def double(self) -> Self:
         return self.to(torch.float64)
 
-    def float(self) -> Self:  # noqa: D102 - documented by the class
+    def float(self) -> Self:
         return self.to(torch.float32)
 
     def _shallow_copy(self) -> Self:

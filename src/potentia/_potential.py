@@ -77,7 +77,7 @@ class Potential(Module, ABC):
 
     @property
     def multiscale_weight(self) -> float:
-        """Total weight w of multi-scale energies within: their curvature at scale sigma is at most about w / sigma^2."""
+        """Total weight w of the multi-scale energies within; their curvature at sigma is about w / sigma^2 at most."""
         return 0.0
 
     @property
@@ -163,12 +163,12 @@ class Potential(Module, ABC):
 
 
 class Energy(Potential):
-    """A prior. With ``scales`` it is multi-scale: U_sigma approximates -log of the prior smoothed by N(0, sigma^2 I)."""
+    """A prior. With ``scales`` it is multi-scale: U_sigma is about -log of the prior smoothed by N(0, sigma^2 I)."""
 
     default_name: ClassVar[str] = "energy"
 
     @property
-    def multiscale_weight(self) -> float:  # noqa: D102 - as in Potential
+    def multiscale_weight(self) -> float:
         return 0.0 if self.scales is None else 1.0
 
     def denoise(self, x: Tensor, sigma: Sigma = None) -> Tensor:
@@ -179,7 +179,7 @@ class Energy(Potential):
         Source: Efron 2011; Chand and Jacob 2026.
         """
         s = self.sigma_of(x, sigma)
-        return x - s**2 * self.grad(x, sigma)
+        return x.detach() - s**2 * self.grad(x, sigma)
 
     def sigma_of(self, x: Tensor, sigma: Sigma) -> float | Tensor:
         """The scale to use for x: a float, or a tensor (*batch, 1, 1, 1); the finest scale for None.
@@ -222,7 +222,7 @@ class ScoreOnly(Energy):
         """Posterior mean of a clean image given x = clean + sigma n."""
 
     @property
-    def has_value(self) -> bool:  # noqa: D102 - as in Potential
+    def has_value(self) -> bool:
         return False
 
     def forward(self, x: Tensor, sigma: Sigma = None) -> Tensor:
@@ -235,7 +235,7 @@ class ScoreOnly(Energy):
     def grad(self, x: Tensor, sigma: Sigma = None) -> Tensor:
         """(x - D(x, sigma)) / sigma^2, in the shape of x."""
         s = self.sigma_of(x, sigma)
-        return (x - self.denoise(x, sigma)) / s**2
+        return (x.detach() - self.denoise(x, sigma)) / s**2
 
     def value_and_grad(self, x: Tensor, sigma: Sigma = None) -> tuple[Tensor, Tensor]:
         """Refuse: there is no value.

@@ -101,31 +101,31 @@ class Diagonal(Structure):
 
     precision: Tensor
 
-    def apply(self, x: Tensor) -> Tensor:  # noqa: D102
+    def apply(self, x: Tensor) -> Tensor:
         return self.precision * x
 
-    def solve(self, rhs: Tensor, shift: Shift = 0.0) -> Tensor:  # noqa: D102
+    def solve(self, rhs: Tensor, shift: Shift = 0.0) -> Tensor:
         _check_regular("diagonal", self.precision, shift)
         return rhs / (self.precision + shift)
 
-    def white(self, generator: Generators, shape: Sequence[int], *, dtype: torch.dtype) -> tuple[Tensor, ...]:  # noqa: D102
+    def white(self, generator: Generators, shape: Sequence[int], *, dtype: torch.dtype) -> tuple[Tensor, ...]:
         return (standard_normal(shape, generator, dtype=dtype, device=self.precision.device),)
 
-    def perturb(self, white: tuple[Tensor, ...], shift: Shift = 0.0) -> Tensor:  # noqa: D102
+    def perturb(self, white: tuple[Tensor, ...], shift: Shift = 0.0) -> Tensor:
         return white[0] * (self.precision + shift).sqrt().to(white[0].real.dtype)
 
-    def noise(self, generator: Generators, shape: Sequence[int], *, dtype: torch.dtype) -> Tensor:  # noqa: D102
+    def noise(self, generator: Generators, shape: Sequence[int], *, dtype: torch.dtype) -> Tensor:
         z = standard_normal(shape, generator, dtype=dtype, device=self.precision.device)
         return z * self.precision.sqrt().to(dtype.to_real())
 
-    def circulant(self) -> "Fourier":  # noqa: D102
+    def circulant(self) -> "Fourier":
         p = self.precision
         return Fourier(p if self.is_constant else p.mean(dim=(-2, -1), keepdim=True))
 
-    def __mul__(self, weight: float) -> "Diagonal":  # noqa: D105
+    def __mul__(self, weight: float) -> "Diagonal":
         return Diagonal(self.precision * _check_weight(weight))
 
-    def to(self, dtype: torch.dtype) -> "Diagonal":  # noqa: D102
+    def to(self, dtype: torch.dtype) -> "Diagonal":
         return Diagonal(self.precision.to(dtype.to_real()))
 
     @property
@@ -152,21 +152,22 @@ class Fourier(Structure):
         """
         size = x.shape[-2:]
         if x.is_complex():
-            return torch.fft.ifft2(torch.fft.fft2(x) * response)
-        half = response[..., : size[-1] // 2 + 1]
-        return torch.fft.irfft2(torch.fft.rfft2(x) * half, s=size)
+            out: Tensor = torch.fft.ifft2(torch.fft.fft2(x) * response)
+        else:
+            out = torch.fft.irfft2(torch.fft.rfft2(x) * response[..., : size[-1] // 2 + 1], s=size)
+        return out
 
-    def apply(self, x: Tensor) -> Tensor:  # noqa: D102
+    def apply(self, x: Tensor) -> Tensor:
         return self.filter(x, self.spectrum)
 
-    def solve(self, rhs: Tensor, shift: Shift = 0.0) -> Tensor:  # noqa: D102
+    def solve(self, rhs: Tensor, shift: Shift = 0.0) -> Tensor:
         _check_regular("Fourier", self.spectrum, shift)
         return self.filter(rhs, 1.0 / (self.spectrum + shift))
 
-    def white(self, generator: Generators, shape: Sequence[int], *, dtype: torch.dtype) -> tuple[Tensor, ...]:  # noqa: D102
+    def white(self, generator: Generators, shape: Sequence[int], *, dtype: torch.dtype) -> tuple[Tensor, ...]:
         return (standard_normal(shape, generator, dtype=dtype, device=self.spectrum.device),)
 
-    def perturb(self, white: tuple[Tensor, ...], shift: Shift = 0.0) -> Tensor:  # noqa: D102
+    def perturb(self, white: tuple[Tensor, ...], shift: Shift = 0.0) -> Tensor:
         return self.filter(white[0], (self.spectrum + shift).sqrt().to(white[0].real.dtype))
 
     def draw(self, generator: Generators, shape: Sequence[int], shift: Shift = 0.0, *, dtype: torch.dtype) -> Tensor:
@@ -175,17 +176,17 @@ class Fourier(Structure):
         white = self.white(generator, shape, dtype=dtype)
         return self.filter(white[0], (self.spectrum + shift).rsqrt().to(dtype.to_real()))
 
-    def noise(self, generator: Generators, shape: Sequence[int], *, dtype: torch.dtype) -> Tensor:  # noqa: D102
+    def noise(self, generator: Generators, shape: Sequence[int], *, dtype: torch.dtype) -> Tensor:
         z = standard_normal(shape, generator, dtype=dtype, device=self.spectrum.device)
         return self.filter(z, self.spectrum.sqrt().to(dtype.to_real()))
 
-    def circulant(self) -> "Fourier":  # noqa: D102
+    def circulant(self) -> "Fourier":
         return self
 
-    def __mul__(self, weight: float) -> "Fourier":  # noqa: D105
+    def __mul__(self, weight: float) -> "Fourier":
         return Fourier(self.spectrum * _check_weight(weight))
 
-    def to(self, dtype: torch.dtype) -> "Fourier":  # noqa: D102
+    def to(self, dtype: torch.dtype) -> "Fourier":
         return Fourier(self.spectrum.to(dtype.to_real()))
 
 
@@ -194,8 +195,8 @@ class MatrixFree(Structure):
     """Λ known by its action; solved by preconditioned conjugate gradients, sampled by perturb and solve.
 
     ``sample_noise(generator, shape, dtype)`` draws from N(0, Λ): for Λ = A^H A / eta^2 it is ``A^H n / eta`` with
-    standard normal n. Then ``(Λ + shift I)^-1 (A^H n1 / eta + sqrt(shift) n2)`` has covariance (Λ + shift I)^-1, exactly
-    but for the tolerance of the solver (Papandreou and Yuille 2010).
+    standard normal n. Then ``(Λ + shift I)^-1 (A^H n1 / eta + sqrt(shift) n2)`` has covariance (Λ + shift I)^-1,
+    exactly but for the tolerance of the solver (Papandreou and Yuille 2010).
 
     ``tolerance`` is CG's relative residual (None: 1e-5 in single, 1e-10 in double precision).
     """
@@ -206,10 +207,10 @@ class MatrixFree(Structure):
     tolerance: float | None = field(default=None, kw_only=True)
     max_iterations: int = field(default=1000, kw_only=True)
 
-    def apply(self, x: Tensor) -> Tensor:  # noqa: D102
+    def apply(self, x: Tensor) -> Tensor:
         return self.action(x)
 
-    def solve(self, rhs: Tensor, shift: Shift = 0.0) -> Tensor:  # noqa: D102
+    def solve(self, rhs: Tensor, shift: Shift = 0.0) -> Tensor:
         approximation = self.approximation
         return conjugate_gradients(
             lambda v: self.action(v) + shift * v,
@@ -220,23 +221,23 @@ class MatrixFree(Structure):
             where=f"matrix-free solve, shift {shift:.3g}" if isinstance(shift, float) else "matrix-free solve",
         ).solution
 
-    def white(self, generator: Generators, shape: Sequence[int], *, dtype: torch.dtype) -> tuple[Tensor, ...]:  # noqa: D102
+    def white(self, generator: Generators, shape: Sequence[int], *, dtype: torch.dtype) -> tuple[Tensor, ...]:
         u = self.noise(generator, shape, dtype=dtype)
         return u, standard_normal(shape, generator, dtype=dtype, device=u.device)
 
-    def perturb(self, white: tuple[Tensor, ...], shift: Shift = 0.0) -> Tensor:  # noqa: D102
+    def perturb(self, white: tuple[Tensor, ...], shift: Shift = 0.0) -> Tensor:
         return white[0] + shift**0.5 * white[1]
 
-    def noise(self, generator: Generators, shape: Sequence[int], *, dtype: torch.dtype) -> Tensor:  # noqa: D102
+    def noise(self, generator: Generators, shape: Sequence[int], *, dtype: torch.dtype) -> Tensor:
         return self.sample_noise(generator, shape, dtype)
 
-    def circulant(self) -> Fourier | None:  # noqa: D102
+    def circulant(self) -> Fourier | None:
         return self.approximation
 
-    def with_tolerance(self, tolerance: float | None) -> "MatrixFree":  # noqa: D102
+    def with_tolerance(self, tolerance: float | None) -> "MatrixFree":
         return replace(self, tolerance=tolerance)
 
-    def __mul__(self, weight: float) -> "MatrixFree":  # noqa: D105
+    def __mul__(self, weight: float) -> "MatrixFree":
         w = _check_weight(weight)
         return replace(
             self,
@@ -245,7 +246,7 @@ class MatrixFree(Structure):
             approximation=None if self.approximation is None else self.approximation * w,
         )
 
-    def to(self, dtype: torch.dtype) -> "MatrixFree":  # noqa: D102
+    def to(self, dtype: torch.dtype) -> "MatrixFree":
         approximation = self.approximation
         return replace(self, approximation=None if approximation is None else approximation.to(dtype))
 

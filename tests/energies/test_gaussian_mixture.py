@@ -220,6 +220,17 @@ def test_rounds_of_em_raise_the_likelihood() -> None:
     assert totals[-1] < totals[0] - 1
 
 
+def test_one_low_rank_component_keeps_the_leading_eigenvalues_and_the_trace() -> None:
+    """The maximum likelihood solution of Tipping and Bishop 1999: sample eigenvalues, and the average of the rest."""
+    rank, x = 3, randn(200, 1, 4, 5) @ torch.diag(torch.arange(1.0, 6.0, dtype=torch.float64))
+    u = en.GaussianMixture.fit(x, 1, rank=rank)
+    sample = torch.linalg.eigvalsh(torch.cov(x.flatten(1).T, correction=0)).flip(0)
+    rest = sample[rank:].mean()
+    got = torch.cat([u.covariances.eigenvalues[0] + u.covariances.variances[0], u.covariances.variances])
+    torch.testing.assert_close(got, torch.cat([sample[:rank], rest[None]]), rtol=1e-9, atol=0)
+    torch.testing.assert_close(u.means[0], x.mean(0), rtol=1e-9, atol=1e-12)
+
+
 def test_low_rank_fit_of_more_pixels_than_images() -> None:
     x = randn(30, 1, 16, 16).float()
     u = en.GaussianMixture.fit(x, 2, rank=50, seed=1)

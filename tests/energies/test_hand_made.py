@@ -48,8 +48,9 @@ def test_wavelets_are_orthonormal(name: str, size: tuple[int, int]) -> None:
     w, n = en.Wavelet(name, 3), size[0] * size[1]
     eye = torch.eye(n, dtype=torch.float64).reshape(n, 1, *size)
     matrix = w.analyse(eye).reshape(n, n)
-    assert float((matrix @ matrix.T - torch.eye(n)).abs().max()) < 1e-12
-    assert float((w.synthesise(w.analyse(eye)) - eye).abs().max()) < 1e-12
+    # The filter of sym8 as tabulated is off by 3e-13.
+    assert float((matrix @ matrix.T - torch.eye(n)).abs().max()) < 1e-14
+    assert float((w.synthesise(w.analyse(eye)) - eye).abs().max()) < 1e-14
 
 
 def test_wavelets_are_those_of_pywavelets() -> None:

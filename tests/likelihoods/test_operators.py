@@ -1,4 +1,4 @@
-"""What each operator does, against the same thing done another way; the identities that all share are in the contract."""
+"""What each operator does, against the same thing done another way; the shared identities are in the contract."""
 
 import math
 

@@ -61,7 +61,7 @@ def sample(
     data: Annotated[
         str,
         typer.Option(
-            help="Image (png, jpeg, tiff, npy, npz, nii) or k-space (complex npy, npz) to explain; NAME.npz:KEY picks an array."
+            help="Image (png, jpeg, tiff, npy, npz, nii) or k-space (complex npy, npz); NAME.npz:KEY picks an array."
         ),
     ],
     noise_std: Annotated[

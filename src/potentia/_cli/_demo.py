@@ -56,8 +56,8 @@ def run_demo(options: DemoOptions) -> None:
     scan = simulate_scan(options)
     height, width = scan.truth.shape[-2:]
     print_rows(
-        f"MNI152 T1, axial slice {height} x {width} at {options.pixel} mm; prior fitted to {scan.trained_on} slices at least "
-        f"{DISTANCE_MM} mm away",
+        f"MNI152 T1, axial slice {height} x {width} at {options.pixel} mm; prior fitted to {scan.trained_on} slices "
+        f"at least {DISTANCE_MM} mm away",
         [],
     )
     print_rows(repr(scan.posterior), [])

@@ -104,7 +104,7 @@ def _mri_operator(options: SampleOptions, y: Tensor, mask: Tensor | None) -> lik
         return likelihoods.Sense(maps, sampled)
     if y.shape[0] > 1:
         raise ValueError(
-            f"{options.data}: k-space of shape {shape_text(tuple(y.shape))} has {y.shape[0]} coils, expected --coil-maps"
+            f"{options.data}: k-space of shape {shape_text(tuple(y.shape))} has several coils, expected --coil-maps"
         )
     return likelihoods.Fourier(sampled)
 
@@ -177,7 +177,8 @@ def _field(options: SampleOptions, likelihood: likelihoods.Gaussian) -> energies
     # The spread of what is measured stands in for the spread of images.
     back = likelihood.operator.adjoint(likelihood.y)
     std = float((back.abs().square().mean() / (2 if likelihood.is_complex else 1)).sqrt())
-    return energies.GaussianField.power_law(shape, std=max(std, 1e-6), is_complex=likelihood.is_complex)
+    mean = torch.zeros(shape[0], 1, 1, dtype=likelihood.linear.dtype)
+    return energies.GaussianField.power_law(shape, std=max(std, 1e-6), mean=mean)
 
 
 def build_sampler(options: SampleOptions) -> inference.Sampler:
