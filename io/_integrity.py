@@ -22,8 +22,11 @@ def committed_draws(root: "zarr.Group", layout: Layout, location: Location) -> i
     Raises: StoreError if the count is missing, cut short or out of range.
     """
     array = find_array(root, "writer/n_committed", location)
-    _check_chunks(location, array)
-    counts = np.asarray(array[:])
+    check_chunks(location, array)
+    try:
+        counts = np.asarray(array[:])
+    except Exception as err:  # zarr raises a dozen unrelated types for damaged chunks
+        raise StoreError(f"{location}: the count of committed draws cannot be read: {err}") from err
     if counts.shape != (layout.num_chains,) or not bool(((counts >= 0) & (counts <= layout.num_draws)).all()):
         raise StoreError(
             f"{location}: the count of committed draws is damaged: got {counts.tolist()}, expected {layout.num_chains} "
@@ -38,16 +41,16 @@ def check_whole(root: "zarr.Group", layout: Layout, location: Location, committe
     Raises: StoreError.
     """
     for path in (*_COORDINATES, "writer/state"):
-        _check_chunks(location, find_array(root, path, location))
+        check_chunks(location, find_array(root, path, location))
     for path in ("posterior/image", *(f"sample_stats/{name}" for name in STATS)):
         array = find_array(root, path, location)
         if array.shape[:2] != (layout.num_chains, layout.num_draws):
             want = (layout.num_chains, layout.num_draws)
             raise StoreError(f"{location}: {path} has shape {array.shape}, expected {want} chains and draws")
-        _check_chunks(location, array, committed)
+        check_chunks(location, array, committed)
     for name in ("observed_data", "constant_data"):
         for _, array in find_group(root, name, location).arrays():
-            _check_chunks(location, array)
+            check_chunks(location, array)
     stored_sums(root, layout, location, committed)
 
 
@@ -59,9 +62,9 @@ def stored_sums(
     Raises: StoreError if they are missing or cut short.
     """
     count, mean, m2 = (find_array(root, f"posterior_summary/{name}", location) for name in ("count", "mean", "m2"))
-    _check_chunks(location, count)
+    check_chunks(location, count)
     counts = np.asarray(count[:])
-    if counts.shape != (layout.num_chains,) or not bool((counts == committed).all()):
+    if committed == 0 or counts.shape != (layout.num_chains,) or not bool((counts == committed).all()):
         return None
     for array in (mean, m2):
         if array.shape != (layout.num_chains, *layout.stored_shape):
@@ -69,12 +72,15 @@ def stored_sums(
                 f"{location}: {array.path} has shape {array.shape}, "
                 f"expected {(layout.num_chains, *layout.stored_shape)}"
             )
-        _check_chunks(location, array)
+        check_chunks(location, array)
     return mean, m2
 
 
-def _check_chunks(location: Location, array: "zarr.Array[Any]", committed: int | None = None) -> None:
-    """Compare the sizes of a local array's chunk files; ``committed`` cuts the second dimension, that of the draws."""
+def check_chunks(location: Location, array: "zarr.Array[Any]", committed: int | None = None) -> None:
+    """Compare the sizes of a local array's chunk files; ``committed`` cuts the second dimension, that of the draws.
+
+    Raises: StoreError.
+    """
     if location.folder is None:
         return
     shape = array.shape if committed is None else (array.shape[0], committed, *array.shape[2:])

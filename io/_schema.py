@@ -66,8 +66,8 @@ class Layout:
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ValueError(f"EnsembleWriter: {name} must be an integer of at least 1, got {value!r}")
         name = str(dtype).removeprefix("torch.")
-        if not isinstance(dtype, str) and not name.startswith("float"):
-            name = np.dtype(dtype).name
+        if isinstance(dtype, type):
+            name = np.dtype(dtype).name  # np.float32
         if name not in _DTYPES:
             raise ValueError(f"EnsembleWriter: dtype must be float32 or float64, got {name}")
         stored = np.dtype(name).newbyteorder("<")

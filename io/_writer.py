@@ -11,7 +11,7 @@ from torch import Tensor
 
 from potentia.io._ensemble import Ensemble
 from potentia.io._errors import StoreError
-from potentia.io._integrity import check_whole, committed_draws
+from potentia.io._integrity import check_chunks, check_whole, committed_draws
 from potentia.io._location import Location, StorePath, create_at, refuse_taken, remove_orphans
 from potentia.io._moments import Moments
 from potentia.io._schema import (
@@ -131,7 +131,9 @@ class EnsembleWriter:
 
     def _array(self, path: str) -> "zarr.Array[Any]":
         if path not in self._arrays:
-            self._arrays[path] = find_array(self._root, path, self._location)
+            found = find_array(self._root, path, self._location)
+            # The setting is not kept in the store: without it a block of zeros would leave no chunk behind.
+            self._arrays[path] = found.with_config({"write_empty_chunks": True})
         return self._arrays[path]
 
     @property
@@ -255,7 +257,9 @@ class EnsembleWriter:
 
 
 def _read_state(root: "zarr.Group", location: Location) -> tuple[int, bytes]:
-    raw = np.asarray(find_array(root, "writer/state", location)[:], np.uint8).tobytes()
+    array = find_array(root, "writer/state", location)
+    check_chunks(location, array)
+    raw = np.asarray(array[:], np.uint8).tobytes()
     if len(raw) < STATE_HEADER:
         raise StoreError(
             f"{location}: the sampler state is cut short: {len(raw)} bytes, expected at least {STATE_HEADER}"
