@@ -23,7 +23,8 @@ class Langevin:
     what it draws; with the Leimkuhler-Matthews rule it does not on a Gaussian, and is of second order elsewhere.
 
     ``sigma`` is the noise scale at which multi-scale energies are taken (None: the finest);
-    ``steps_per_draw`` thins.
+    ``steps_per_draw`` thins; ``tolerance`` is the relative residual where P needs conjugate gradients (None: the
+    solver's own).
 
     Raises: ValueError for a step size, temperature or curvature out of range, or an unknown rule.
     Source: Roberts and Tweedie 1996; Leimkuhler and Matthews 2013.
@@ -36,6 +37,7 @@ class Langevin:
     steps_per_draw: int = 10
     temperature: float = 1.0
     curvature: float | None = None
+    tolerance: float | None = 1e-4
     default_warmup: int = 10
 
     def __post_init__(self) -> None:
@@ -48,6 +50,8 @@ class Langevin:
             raise ValueError(f"Langevin: temperature must not be negative, got {self.temperature:g}")
         if self.curvature is not None:
             positive("Langevin", "curvature", self.curvature)
+        if self.tolerance is not None:
+            positive("Langevin", "tolerance", self.tolerance)
         object.__setattr__(self, "rule", Rule.parse("Langevin", self.rule))
         if self.rule is Rule.PUBLISHED:
             raise ValueError("Langevin: rule 'published' belongs to ALPS, expected 'leimkuhler-matthews' or 'euler'")
@@ -82,4 +86,4 @@ class Langevin:
     def _preconditioner(self, posterior: Potential, like: Tensor) -> Preconditioner:
         sigma: Sigma = self.sigma
         p = self.preconditioner
-        return (Preconditioner.of(posterior, sigma, self.curvature) if p is None else p).adapted(like)
+        return (Preconditioner.of(posterior, sigma, self.curvature) if p is None else p).adapted(like, self.tolerance)

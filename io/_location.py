@@ -29,9 +29,9 @@ class Location:
     def of(cls, path: StorePath | None) -> "Location":
         """Sort a caller's path; ``file://`` is stripped, ``None`` gives a fresh store in memory."""
         if path is None:
-            from zarr.storage import MemoryStore
+            from potentia.io._memory import OwnMemoryStore
 
-            return cls(memory=MemoryStore())
+            return cls(memory=OwnMemoryStore())
         text = os.fspath(path)
         if text.startswith("file://"):
             text = text.removeprefix("file://")

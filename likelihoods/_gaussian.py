@@ -58,7 +58,10 @@ class Gaussian(Likelihood):
     def _check_std(self, noise_std: Any, data: Tensor) -> Tensor:
         if noise_std is None:
             raise TypeError(f"{self.name}: noise_std is missing, expected a positive number or one per measurement")
-        std = tensor(self.name, "noise_std", noise_std).to(dtype=data.real.dtype, device=data.device)
+        # A Python number is exact to double precision, which float64 data are to keep.
+        number = isinstance(noise_std, int | float)
+        given = torch.tensor(noise_std, dtype=torch.float64) if number else noise_std
+        std = tensor(self.name, "noise_std", given).to(dtype=data.real.dtype, device=data.device)
         if std.is_complex() or not bool((std > 0).all()):
             raise ValueError(f"{self.name}: noise_std must be positive, got a least value of {float(std.real.min()):g}")
         try:

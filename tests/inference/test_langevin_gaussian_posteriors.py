@@ -25,7 +25,7 @@ def posterior(problem: str) -> Potential:
     operators = {
         "mask": likelihoods.Mask((torch.rand(SIDE, SIDE, generator=g) < 0.4).float()),
         "blur": likelihoods.GaussianBlur(1.5, plane),
-        "sense": likelihoods.Sense(likelihoods.birdcage_maps(3, plane), likelihoods.cartesian_mask(plane, 3.0)),
+        "sense": likelihoods.Sense(likelihoods.birdcage_maps(2, plane), likelihoods.cartesian_mask(plane, 2.0)),
     }
     operator = operators[problem]
     return prior + likelihoods.Gaussian(operator.measure(truth, 0.2, g), operator, 0.2)

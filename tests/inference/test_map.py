@@ -1,0 +1,64 @@
+"""The MAP estimate against modes in closed form, and against convex problems' optimality."""
+
+import pytest
+import torch
+
+import potentia as pt
+from potentia import annealers, energies, likelihoods
+
+ANNEAL = annealers.Geometric(3.0, 0.05, 6)
+
+
+def test_the_mode_of_a_gaussian_posterior() -> None:
+    g = torch.Generator().manual_seed(0)
+    operator = likelihoods.GaussianBlur(1.0, (12, 10)).double()
+    prior = energies.GaussianField.power_law((1, 12, 10), std=0.7, dtype=torch.float64)
+    y = operator.measure(prior.sample(g, 1)[0], 0.1, g)
+    post = prior + likelihoods.Gaussian(y, operator, 0.1)
+    found = pt.map_estimate(post, ANNEAL, dtype="float64", tolerance=1e-8, max_iterations=2000)
+    form = post.quadratic(0.05)
+    assert form is not None
+    mode = form.mode()
+    assert (found - mode).abs().max() < 1e-6
+    assert float(post(found, 0.05)) <= float(post(mode, 0.05)) + 1e-10
+
+
+def test_a_complex_mode() -> None:
+    g = torch.Generator().manual_seed(0)
+    operator = likelihoods.Sense(likelihoods.birdcage_maps(3, (8, 8)), likelihoods.cartesian_mask((8, 8), 2.0)).double()
+    prior = energies.Gaussian(torch.zeros(1, 8, 8, dtype=torch.complex128), 1.0)
+    y = operator.measure(prior.sample(g, 1)[0], 0.1, g)
+    post = prior + likelihoods.Gaussian(y, operator, 0.1)
+    form = post.quadratic(0.05)
+    assert form is not None
+    found = pt.map_estimate(post, ANNEAL, tolerance=1e-8, max_iterations=2000)
+    assert (found - form.mode()).abs().max() < 1e-6
+
+
+def test_total_variation_is_minimised_and_descent_goes_down() -> None:
+    g = torch.Generator().manual_seed(0)
+    truth = torch.zeros(1, 16, 16, dtype=torch.float64)
+    truth[:, 4:12, 4:12] = 1
+    y = truth + 0.1 * torch.randn(truth.shape, generator=g, dtype=torch.float64)
+    post = 10.0 * energies.TotalVariation(epsilon=0.05) + likelihoods.Gaussian(y, None, 0.1)
+    rough = pt.map_estimate(post, ANNEAL, max_iterations=0)
+    fine = pt.map_estimate(post, ANNEAL, max_iterations=1000, tolerance=1e-6)
+    assert float(post(fine)) <= float(post(rough))
+    # The problem is convex: a gradient that vanishes is the proof.
+    assert float(post.grad(fine).abs().max()) < 1e-3
+    assert float((fine - truth).square().mean()) < float((y - truth).square().mean())
+
+
+def test_score_only_priors_are_annealed_without_descent() -> None:
+    prior = energies.ScoreModel(lambda x, s: x / (1 + s.reshape(-1, 1, 1, 1) ** 2), scales=(0.01, 10.0))
+    y = torch.full((1, 4, 4), 2.0)
+    found = pt.map_estimate(prior + likelihoods.Gaussian(y, None, 0.5), ANNEAL)
+    assert (found - 2.0 / (1 + 0.25)).abs().max() < 0.05
+
+
+def test_bad_arguments_are_refused() -> None:
+    post = energies.Gaussian(torch.zeros(1, 4, 4), 1.0) + likelihoods.Gaussian(torch.zeros(1, 4, 4), None, 0.5)
+    with pytest.raises(TypeError, match="annealer is a list"):
+        pt.map_estimate(post, [1.0])  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="tolerance must be positive"):
+        pt.map_estimate(post, ANNEAL, tolerance=0.0)
