@@ -1,6 +1,6 @@
 """Statistics over draws that need all of them at once, in tiles that fit in memory."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,8 +11,13 @@ if TYPE_CHECKING:
 _TILE_BYTES = 64 * 2**20
 
 
-def pooled_quantiles(image: "zarr.Array[Any]", committed: int, levels: NDArray[np.float64]) -> NDArray[Any]:
-    """Quantiles over chains and draws together, rows of the image at a time.
+def pooled_quantiles(
+    image: "zarr.Array[Any]",
+    committed: int,
+    levels: NDArray[np.float64],
+    method: Literal["linear", "weibull"] = "linear",
+) -> NDArray[Any]:
+    """Quantiles over chains and draws together, rows of the image at a time; ``method`` as NumPy's.
 
     Shapes: image (chain, draw, channel, y, x); levels (q,) -> (q, channel, y, x).
     """
@@ -23,5 +28,5 @@ def pooled_quantiles(image: "zarr.Array[Any]", committed: int, levels: NDArray[n
     for start in range(0, height, rows):
         tile = np.asarray(image[:, :committed, :, start : start + rows])
         flat = tile.reshape(chains * committed, channels, -1, width)
-        out[:, :, start : start + rows] = np.quantile(flat, levels, axis=0)
+        out[:, :, start : start + rows] = np.quantile(flat, levels, axis=0, method=method)
     return out

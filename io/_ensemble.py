@@ -146,15 +146,16 @@ class Ensemble:
     def interval(self, level: float = 0.9) -> "xr.DataArray":
         """Central interval of each pixel's marginal: (bound, channel, y, x) with bounds ``lower`` and ``upper``.
 
-        With n samples the empirical quantiles hold (n - 1) / (n + 1) of the mass at the most, so that few samples give
-        intervals that are narrower than their level says.
+        The bounds are the order statistics that hold ``level`` of the predictive mass of one more draw, k / (n + 1) below
+        the k-th of n samples: quantiles interpolated between the least and the greatest sample hold less. n samples
+        hold (n - 1) / (n + 1) at the most, so that a level above that gives their range.
 
         Raises: ValueError for a level outside (0, 1).
         """
         if not 0 < level < 1:
             raise ValueError(f"interval: level is {level}, expected a number between 0 and 1")
         tail = (1 - level) / 2
-        values = pooled_quantiles(self._image, self._committed, np.array([tail, 1 - tail]))
+        values = pooled_quantiles(self._image, self._committed, np.array([tail, 1 - tail]), "weibull")
         return self._labelled("interval", values, bound=["lower", "upper"])
 
     def coverage(self, truth: Any, level: float = 0.9, mask: Any = None) -> float:

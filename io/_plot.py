@@ -33,6 +33,7 @@ def plot_ensemble(ensemble: "Ensemble", truth: Any, data: Any, num_samples: int)
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
     shown = [p for name, p in panels if name not in ("std", "error")]
     low, high = min(float(p.min()) for p in shown), max(float(np.quantile(p, 0.999)) for p in shown)
+    high = high if high > low else low + 1.0
     spread = max((float(np.quantile(p, 0.999)) for name, p in panels if name in ("std", "error")), default=1.0)
     for axis, (name, picture) in zip(axes, panels, strict=False):
         uncertain = name in ("std", "error")
@@ -43,7 +44,8 @@ def plot_ensemble(ensemble: "Ensemble", truth: Any, data: Any, num_samples: int)
             drawn = axis.imshow(np.clip((picture - low) / (high - low), 0, 1))
         else:
             drawn = axis.imshow(picture, **limits)
-            figure.colorbar(drawn, ax=axis, shrink=0.8)
+            if uncertain or name == "mean":  # the other images share the mean's scale
+                figure.colorbar(drawn, ax=axis, fraction=0.046, pad=0.03)
         axis.set_title(name)
         axis.set_axis_off()
     for axis in axes[len(panels) :]:

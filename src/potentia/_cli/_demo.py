@@ -87,10 +87,12 @@ def run_demo(options: DemoOptions) -> None:
     print_rows("", [("", "PSNR (dB)", "SSIM"), *((n, f"{p:.2f}", f"{s:.3f}") for n, p, s in quality)])
     inside = head(scan.truth)
     steps = len(anneal) * 5
+    most = min(0.9, (options.chains - 1) / (options.chains + 1))
     print_rows(
         "",
         [
             ("90 % interval holds the truth", f"{ensemble.coverage(scan.truth, 0.9):.3f} of all pixels"),
+            ("", f"({most:.3f} is what {options.chains} samples of the right spread give)"),
             ("", f"{ensemble.coverage(scan.truth, 0.9, mask=inside):.3f} of the pixels in the head"),
             ("gradient evaluations a sample", str(steps)),
             ("time", f"{sampled - begun:.1f} s for {options.chains} samples, {found - sampled:.1f} s for the MAP"),
