@@ -6,7 +6,7 @@ PIP := $(BIN)/pip --disable-pip-version-check
 .DEFAULT_GOAL := help
 .PHONY: demo test lint format bench clean help
 
-demo: .venv/.demo-installed ## run the demonstration: a posterior sampled from end to end
+demo: .venv/.demo-installed ## reconstruct an undersampled brain scan, with its uncertainty
 	$(BIN)/potentia demo
 
 test: lint ## lint, check types, then run the tests
@@ -21,8 +21,10 @@ format: .venv/.dev-installed ## put imports and layout in order
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-bench: .venv/.demo-installed ## time the samplers
-	$(BIN)/potentia bench
+bench: .venv/.demo-installed ## time a step, the store and the import against what they are to be measured by
+	$(BIN)/python benchmarks/imports.py
+	$(BIN)/python benchmarks/step.py
+	$(BIN)/python benchmarks/store.py
 
 clean: ## remove the environment, caches and whatever the demonstration wrote
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage build dist demo.zarr demo.png

@@ -2,7 +2,7 @@
 
 import math
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, final
 
@@ -25,9 +25,9 @@ class _Family(Annealer):
 
     def _build(self) -> Sequence[Level]:
         rest: dict[str, Any] = {
-            "temperature": self.temperature,
-            "steps": self.steps,
-            "step_size": self.step_size,
+            "temperature": self._checked("temperature", _checks.not_negative),
+            "steps": None if self.steps is None else self._checked("steps", _checks.count),
+            "step_size": self._checked("step_size", _checks.positive),
         }
         return [Level(sigma, **rest) for sigma in self._scales()]
 
@@ -43,7 +43,7 @@ class _Family(Annealer):
         ]
         return f"{type(self).__name__}({', '.join(shown)})"
 
-    def _checked(self, name: str, check: Any) -> Any:
+    def _checked(self, name: str, check: Callable[[str, object], Any]) -> Any:
         """Put the checked value in place of what was given, and return it."""
         value = check(f"{type(self).__name__}: {name}", getattr(self, name))
         object.__setattr__(self, name, value)

@@ -146,9 +146,9 @@ class Ensemble:
     def interval(self, level: float = 0.9) -> "xr.DataArray":
         """Central interval of each pixel's marginal: (bound, channel, y, x) with bounds ``lower`` and ``upper``.
 
-        The bounds are the order statistics that hold ``level`` of the predictive mass of one more draw, k / (n + 1) below
-        the k-th of n samples: quantiles interpolated between the least and the greatest sample hold less. n samples
-        hold (n - 1) / (n + 1) at the most, so that a level above that gives their range.
+        The bounds are the order statistics that hold ``level`` of the predictive mass of one more draw, k / (n + 1)
+        below the k-th of n samples: quantiles interpolated between the least and the greatest sample hold less. n
+        samples hold (n - 1) / (n + 1) at the most, so that a level above that gives their range.
 
         Raises: ValueError for a level outside (0, 1).
         """

@@ -16,6 +16,13 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 torch.set_num_threads(1)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests that use the data beside the project, so that ``-m "not shared_data"`` leaves them out."""
+    for item in items:
+        if "shared_data" in getattr(item, "fixturenames", ()):
+            item.add_marker("shared_data")
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder of data and weights beside the project, which a bare checkout lacks."""

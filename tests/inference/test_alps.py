@@ -29,7 +29,7 @@ class Psi(nn.Module):
 
 
 def problem(kind: str) -> tuple[Potential, Callable[[Tensor, float], Tensor], Tensor]:
-    """A posterior, its precision plus I / s^2 in the basis where it is diagonal, and A^T y / eta^2."""
+    """A posterior, powers of its P^-1 in the basis where that is diagonal, and A^T y / eta^2."""
     g = torch.Generator().manual_seed(4)
     eta = 0.2
     prior = energies.Denoiser(Psi().double(), scales=(0.01, 20.0))
@@ -52,7 +52,7 @@ def problem(kind: str) -> tuple[Potential, Callable[[Tensor, float], Tensor], Te
 
 @pytest.mark.parametrize("kind", ["inpainting", "deblurring"])
 def test_the_published_rule_is_the_published_update(kind: str) -> None:
-    """Chand and Jacob 2026, algorithm 1, written out: denoise, solve, add noise of the scale to come, none at the end."""
+    """Chand and Jacob 2026, algorithm 1, written out: denoise, solve, add the noise of the scale to come."""
     posterior, power, b = problem(kind)
     psi = posterior.terms["denoiser"].psi  # type: ignore[attr-defined]
     anneal = annealers.Karras(10.0, 0.1, 4, rho=5.0)

@@ -1,5 +1,7 @@
 """The contract of potentials."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -13,18 +15,17 @@ from potentia.testing._probe import (
     gradient_size,
     images_of,
     in_precision,
-    norms,
     normal_like,
+    norms,
     one_scale,
     per_image,
+    rounding_of,
     scale_of,
     untouched,
     value_size,
 )
 from potentia.testing._report import fail, require, require_close, require_refusal, subject
 from potentia.testing._scales import check_scale_argument
-
-ROUNDING = 1e-9  # relative: sums of thousands of terms in double precision, with room for condition numbers of 1e4
 
 
 def check_energy(
@@ -56,11 +57,13 @@ def check_energy(
     double = in_precision(potential, torch.float64)
     images, scale = images_of(x, generator), one_scale(sigma)
     _check_outputs(where, double, images, scale)
+    rounding = rounding_of(potential)
     if potential.has_value:
         size = gradient_size(double, images, scale, generator)
-        _check_against_differences(where, double, images, scale, size, generator, directions, tolerance)
-        _check_against_autograd(where, double, images, scale, size)
-        _check_value_and_grad(where, double, images, scale, size)
+        within = max(tolerance, rounding)
+        _check_against_differences(where, double, images, scale, size, generator, directions, within)
+        _check_against_autograd(where, double, images, scale, rounding * size)
+        _check_value_and_grad(where, double, images, scale, size, rounding)
     else:
         _check_no_value(where, potential, x, sigma)
     check_batches(where, double, images, scale, generator)
@@ -72,12 +75,13 @@ def check_energy(
 def _check_purity(where: str, potential: Potential, x: Tensor, sigma: Sigma) -> None:
     """Nothing is written to, drawn or remembered, and no graph hangs on to the results."""
     attached = x.detach().clone().requires_grad_(True)
-    calls = {"grad": lambda z: (potential.grad(z, sigma),)}
+    given = [sigma] if isinstance(sigma, Tensor) else []
+    calls: dict[str, Callable[[Tensor], tuple[Tensor, ...]]] = {"grad": lambda z: (potential.grad(z, sigma),)}
     if potential.has_value:
         calls |= {"value_and_grad": lambda z: potential.value_and_grad(z, sigma)}
         calls |= {"forward": lambda z: (potential(z, sigma),)}
     for name, call in calls.items():
-        with untouched(f"{where}.{name}", potential, x):
+        with untouched(f"{where}.{name}", potential, x, *given):
             once = [t.detach().clone() for t in call(x)]
             twice = call(x)
         same = all(torch.equal(a, b) for a, b in zip(once, twice, strict=True))
@@ -135,7 +139,7 @@ def _check_against_differences(
         require_close(where, "grad is the derivative of forward (differences)", inner(grad, unit), want, bound)
 
 
-def _check_against_autograd(where: str, potential: Potential, x: Tensor, sigma: Sigma, size: Tensor) -> None:
+def _check_against_autograd(where: str, potential: Potential, x: Tensor, sigma: Sigma, room: Tensor) -> None:
     z = x.clone().requires_grad_(True)
     value = potential(z, sigma)
     if not value.requires_grad:
@@ -143,15 +147,17 @@ def _check_against_autograd(where: str, potential: Potential, x: Tensor, sigma: 
     (want,) = torch.autograd.grad(value.sum(), z, allow_unused=True)
     want = torch.zeros_like(z) if want is None else want
     identity = "grad is the derivative of forward (autograd)"
-    require_close(where, identity, potential.grad(x, sigma), want, per_image(ROUNDING * size))
+    require_close(where, identity, potential.grad(x, sigma), want, per_image(room))
 
 
-def _check_value_and_grad(where: str, potential: Potential, x: Tensor, sigma: Sigma, size: Tensor) -> None:
+def _check_value_and_grad(
+    where: str, potential: Potential, x: Tensor, sigma: Sigma, size: Tensor, rounding: float
+) -> None:
     value, grad = potential.value_and_grad(x, sigma)
     want: Tensor = potential(x, sigma)
-    bound = ROUNDING * (1 + want.detach().abs() + size * norms(x))
+    bound = rounding * (1 + want.detach().abs() + size * norms(x))
     require_close(where, "value_and_grad gives the value of forward", value, want, bound)
-    require_close(where, "value_and_grad gives grad", grad, potential.grad(x, sigma), per_image(ROUNDING * size))
+    require_close(where, "value_and_grad gives grad", grad, potential.grad(x, sigma), per_image(rounding * size))
     require(grad.dtype == x.dtype, where, "the gradient of value_and_grad has the dtype of x", grad.dtype, x.dtype)
 
 

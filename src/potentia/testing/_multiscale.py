@@ -1,21 +1,27 @@
-"""What multi-scale energies promise, and what those of a known Gaussian prior must be."""
+"""The contract of multi-scale energies, and the Gaussian oracle."""
+
+import math
 
 import torch
 from torch import Tensor
 
 from potentia._potential import Energy, Sigma
-from potentia._tensor import EVENT_DIMS, inner, to_event
-from potentia.testing._differences import directional_derivative, unit_direction
-from potentia.testing._support import (
-    PER_CALL,
-    Call,
-    event_norm,
-    in_double,
-    require,
-    require_close,
-    require_raises,
-    to_double,
+from potentia._tensor import inner
+from potentia.testing._dense import as_covariance, to_images, to_vectors
+from potentia.testing._differences import derivative
+from potentia.testing._probe import (
+    generator_of,
+    gradient_size,
+    images_of,
+    in_precision,
+    normal_like,
+    norms,
+    one_scale,
+    per_image,
+    scale_of,
 )
+from potentia.testing._report import fail, require_close, subject
+from potentia.testing._scales import inner_scales, takes_finest
 
 
 def check_multiscale(
@@ -23,100 +29,124 @@ def check_multiscale(
     x: Tensor,
     sigma: Sigma = None,
     *,
+    seed: int | torch.Generator = 0,
     conservative: bool | None = None,
-    seed: int = 0,
-    rounding: float = PER_CALL,
+    tolerance: float = 1e-6,
 ) -> None:
-    """Check that the scales of an energy belong together.
+    """Check what an energy with scales promises over and above ``check_energy``.
 
-    ``denoise`` is Tweedie's x - sigma^2 grad; the gradient's Jacobian is symmetric (of complex images, as a real one
-    of twice the size), as it must be for an energy to exist; the gradient is continuous towards the finest scale. An
-    energy without scales must refuse to denoise.
+    Tweedie's formula ``denoise = x - sigma^2 grad``; a symmetric Jacobian of the gradient (unless ``conservative`` is
+    False, and by default only for energies with values: a learned score need not be conservative); gradients continuous
+    in sigma and, towards the finest scale, tending to the one there.
 
-    Score-only priors need not have symmetric Jacobians: ``conservative=True`` asks for them all the same, and None
-    asks for them where there is a value.
-
-    Shapes: x (*batch, C, H, W); sigma None, a number or (*batch,).
-    Raises: AssertionError naming the class, the identity, what was got and expected.
+    Shapes: x (*batch, C, H, W).
+    Raises: AssertionError that names the class, the identity, got and expected.
     """
-    where = type(energy).__name__
-    u, z = in_double(energy), to_double(x)
-    s = sigma.to(torch.float64) if isinstance(sigma, Tensor) else sigma
-    if u.scales is None:
-        require_raises(where, "denoise without scales", ValueError, Call(u.denoise, z, 1.0))
+    where, generator = subject(energy), generator_of(seed)
+    energy = in_precision(energy, torch.float64)
+    if energy.scales is None:
+        fail(where, "has scales", None, "a least and a greatest scale")
+    images = images_of(x, generator)
+    given = one_scale(sigma)
+    scales = inner_scales(energy.scales, 3) + ([] if given is None else [given])
+    _check_tweedie(where, energy, images, scales, generator)
+    if energy.has_value if conservative is None else conservative:
+        for s in scales:
+            _check_symmetry(where, energy, images, s, generator, tolerance)
+    _check_continuity(where, energy, images, scales, generator)
+
+
+def _check_tweedie(where: str, energy: Energy, x: Tensor, scales: list[float], generator: torch.Generator) -> None:
+    for s in scales:
+        # The difference of two images of norm |x| rounds at their size.
+        room = per_image(1e-9 * (norms(x) + s**2 * gradient_size(energy, x, s, generator)))
+        want = x - s**2 * energy.grad(x, s)
+        require_close(where, f"denoise is x - sigma^2 grad at sigma {s:.3g}", energy.denoise(x, s), want, room)
+    each = torch.tensor([scales[k % len(scales)] for k in range(x.shape[0])], dtype=torch.float64, device=x.device)
+    alone = torch.stack([energy.denoise(image, float(s)) for image, s in zip(x, each, strict=True)])
+    identity = "denoise with one scale per image is that of separate calls"
+    require_close(where, identity, energy.denoise(x, each), alone, per_image(1e-9 * (norms(x) + norms(alone))))
+
+
+def _check_symmetry(
+    where: str, energy: Energy, x: Tensor, s: float, generator: torch.Generator, tolerance: float
+) -> None:
+    u, v = (t / per_image(norms(t)) for t in (normal_like(x, generator), normal_like(x, generator)))
+    step = 0.05 * min(scale_of(x), math.sqrt(x[0].numel()) * s)
+    forms, errors = [], []
+    for left, right in ((u, v), (v, u)):
+
+        def along(t: float, left: Tensor = left, right: Tensor = right) -> Tensor:
+            return inner(left, energy.grad(x + t * right, s))
+
+        value, error = derivative(along, step)
+        forms.append(value)
+        errors.append(error)
+    # |J| is at least |J v|; forms along random directions are smaller by the square root of the dimension.
+    change = norms(energy.grad(x + step * v, s) - energy.grad(x - step * v, s)) / (2 * step)
+    bound = tolerance * change + 10 * (errors[0] + errors[1])
+    identity = f"the gradient has a symmetric Jacobian, u'Jv = v'Ju, at sigma {s:.3g}"
+    require_close(where, identity, forms[0], forms[1], bound)
+
+
+def _check_continuity(where: str, energy: Energy, x: Tensor, scales: list[float], generator: torch.Generator) -> None:
+    """A change of sigma by a part in a million changes the gradient by about as little: less than a thousandth."""
+    h = 1e-6
+    for s in scales:
+        room = per_image(math.sqrt(h) * gradient_size(energy, x, s, generator))
+        identity = f"the gradient is continuous in sigma at {s:.3g}"
+        require_close(where, identity, energy.grad(x, s * (1 + h)), energy.grad(x, s), room)
+    if energy.scales is None or not takes_finest(energy, x):
         return
-    _check_tweedie(u, z, s, rounding, where)
-    if u.has_value if conservative is None else conservative:
-        _check_symmetric(u, z, s, seed, rounding, where)
-    _check_continuous(u, z, where)
-
-
-def _check_tweedie(u: Energy, x: Tensor, sigma: Sigma, rounding: float, where: str) -> None:
-    low, _ = u.scales or (0.0, 0.0)
-    s = to_event(low if sigma is None else sigma)
-    step = s**2 * u.grad(x, sigma)
-    # Where the step all but cancels x, the rounding of both remains.
-    atol = rounding * float(torch.maximum(x.abs(), step.abs()).max())
-    require_close(where, "denoise is x - sigma^2 grad", u.denoise(x, sigma), x - step, rtol=0.0, atol=atol)
-
-
-def _check_symmetric(u: Energy, x: Tensor, sigma: Sigma, seed: int, rounding: float, where: str) -> None:
-    """u^T J v = v^T J u, each by differences of the gradient that state their error."""
-    for k in range(3):
-        a, b = unit_direction(x, seed + 2 * k), unit_direction(x, seed + 2 * k + 1)
-        left, left_error = directional_derivative(lambda t, a=a: inner(a, u.grad(t, sigma)), x, b)
-        right, right_error = directional_derivative(lambda t, b=b: inner(b, u.grad(t, sigma)), x, a)
-        atol = left_error + right_error + rounding * event_norm(u.grad(x, sigma))
-        require_close(where, "the Jacobian of the gradient is symmetric", left, right, rtol=0.0, atol=atol)
-
-
-def _check_continuous(u: Energy, x: Tensor, where: str) -> None:
-    """Four quarterings of the distance to the finest scale leave at most a sixteenth of the change of the gradient.
-
-    A gradient that is differentiable in the scale leaves a 256th, one like a square root a sixteenth.
-    """
-    low, high = u.scales or (0.0, 0.0)
-    try:
-        finest = u.grad(x, low)
-    except ValueError:
-        # A degenerate prior has no density at scale zero.
-        require(low == 0, f"{where}: grad at the finest scale: got ValueError, expected a gradient at {low:g}")
-        return
-    room = min(0.05 * (low or 1.0), high - low)
-    if room == 0:
-        return
-    first, last = (u.grad(x, low + room * 4.0**-k) for k in (0, 4))
-    change, left = event_norm(first - finest), event_norm(last - finest)
-    lost = 1e-8 * event_norm(finest) + (64 * 2.3e-16 * event_norm(x) / low**2 if low > 0 else 0.0)
-    require_close(where, "the gradient is continuous at the finest scale", left, 0 * left, atol=change / 15 + lost)
+    low = energy.scales[0]
+    near = low * (1 + h) if low > 0 else h * min(scale_of(x), scales[0])
+    room = per_image(math.sqrt(h) * gradient_size(energy, x, None, generator))
+    require_close(where, "the gradient tends to that at the finest scale", energy.grad(x, near), energy.grad(x), room)
 
 
 def check_gaussian_oracle(
-    energy: Energy, mean: Tensor, covariance: Tensor, x: Tensor, sigma: float, *, rounding: float = 1e-8
+    energy: Energy,
+    mean: Tensor | complex,
+    covariance: Tensor,
+    x: Tensor,
+    sigma: Sigma = None,
+    *,
+    seed: int | torch.Generator = 0,
+    normalised: bool = False,
+    tolerance: float = 1e-9,
 ) -> None:
-    """Check an energy of a Gaussian prior against the closed form, the prior smoothed by N(0, sigma^2 I).
+    """Check an energy against the Gaussian N(mean, covariance + sigma^2 I) in closed form: gradient, denoiser, value.
 
-    U(x) = 1/2 r^H (C + sigma^2 I)^-1 r up to a constant, r = x - mean, and so its gradient and the denoiser. Of complex
-    images, each part has the covariance C. ``rounding`` grows with the condition of C + sigma^2 I.
+    Values are compared up to a constant per scale, or, if ``normalised``, as they are. Complex images: real and
+    imaginary part each have the covariance. ``tolerance`` is relative, and multiplied by the condition number.
 
-    Shapes: mean (C, H, W) or a number in a tensor; covariance (d, d), d = C H W; x (*batch, C, H, W).
-    Raises: AssertionError naming the class, the identity, what was got and expected.
+    Shapes: mean (C, H, W) or a number; covariance (C, H, W), independent pixels, or (C H W, C H W);
+        x (*batch, C, H, W).
+    Raises: AssertionError that names the class, the identity, got and expected.
     """
-    where = type(energy).__name__
-    u, z = in_double(energy), to_double(x)
-    c = to_double(covariance).to(z.dtype)
-    smooth = c + sigma**2 * torch.eye(len(c), dtype=c.dtype, device=c.device)
-    r = z - to_double(mean).to(z.dtype)
-    flat = r.flatten(-EVENT_DIMS)
-    want = torch.linalg.solve(smooth, flat.reshape(-1, len(c)).mT).mT.reshape(z.shape)
-    rtol = rounding + 64 * 2.3e-16 * float(torch.linalg.cond(smooth))
-    require_close(where, "grad of a smoothed Gaussian", u.grad(z, sigma), want, rtol=rtol)
-    if u.scales is not None:
-        require_close(where, "denoiser of a Gaussian", u.denoise(z, sigma), z - sigma**2 * want, rtol=rtol)
-    if u.has_value:
-        value, exact = u(z, sigma).detach().reshape(-1), 0.5 * inner(r, want).reshape(-1)
-        zero = u(torch.zeros_like(z), sigma).detach().reshape(-1)
-        at_zero = 0.5 * inner((r - z), torch.linalg.solve(smooth, (r - z).reshape(-1, len(c)).mT).mT.reshape(z.shape))
-        got, expected = value - zero, exact - at_zero.reshape(-1)
-        atol = rtol * float(value.abs().max())
-        require_close(where, "value differences of a smoothed Gaussian", got, expected, rtol=rtol, atol=atol)
+    where, generator = subject(energy), generator_of(seed)
+    energy = in_precision(energy, torch.float64)
+    if energy.scales is None:
+        fail(where, "has scales", None, "a least and a greatest scale")
+    images = images_of(x, generator)
+    s = energy.scales[0] if sigma is None else one_scale(sigma) or 0.0
+    shape, dtype = tuple(images.shape[1:]), images.dtype
+    wide = as_covariance(covariance, shape, dtype)
+    wide = wide + s**2 * torch.eye(wide.shape[0], dtype=torch.float64)
+    off = to_vectors(images - torch.as_tensor(mean).to(dtype))
+    product = torch.linalg.solve(wide, off.mT).mT
+    room = tolerance * float(torch.linalg.cond(wide))
+    grad, at = to_images(product, shape, dtype), f"at sigma {s:.3g}"
+    within = per_image(room * norms(grad))
+    require_close(where, f"is the smoothed Gaussian {at} (gradient)", energy.grad(images, s), grad, within)
+    clean, within = images - s**2 * grad, per_image(room * (norms(images) + s**2 * norms(grad)))
+    require_close(where, f"is the smoothed Gaussian {at} (denoiser)", energy.denoise(images, s), clean, within)
+    if not energy.has_value:
+        return
+    want = 0.5 * (off * product).sum(-1) + 0.5 * torch.logdet(2 * math.pi * wide)
+    got: Tensor = energy(images, s).detach()
+    kind = "value"
+    if not normalised:
+        got, want, kind = got - got[0], want - want[0], "value, up to a constant"
+    bound = room * (1 + want.abs() + (off * product).sum(-1).max())
+    require_close(where, f"is the smoothed Gaussian {at} ({kind})", got, want, bound)

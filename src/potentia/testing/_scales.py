@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from potentia._potential import Energy, Potential, Scales
-from potentia.testing._probe import gradient_size, generator_of, per_image, value_size
+from potentia.testing._probe import generator_of, gradient_size, per_image, value_size
 from potentia.testing._report import require, require_close, require_refusal
 
 
@@ -84,6 +84,8 @@ def check_scale_argument(
 def _check_ignored(where: str, potential: Potential, x: Tensor) -> None:
     for sigma in (0.7, 1e6, torch.linspace(0.5, 2.0, x.shape[0], dtype=torch.float64, device=x.device)):
         identity = "has no scales, so that sigma is ignored"
-        require(torch.equal(potential.grad(x, sigma), potential.grad(x)), where, identity, "another gradient", "the same")
+        require(
+            torch.equal(potential.grad(x, sigma), potential.grad(x)), where, identity, "another gradient", "the same"
+        )
         if potential.has_value:
             require(torch.equal(potential(x, sigma), potential(x)), where, identity, "another value", "the same")
