@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from potentia._potential import Energy, Scales, ScoreOnly, Sigma
 from potentia._tensor import squared_norm
 from potentia._validate import shape_text
+from potentia.energies._lean import lean
 from potentia.energies._shared import Event, event_or_none, flatten_batch, scale_range, sigma_per_image
 
 Net = Callable[[Tensor, Tensor], Tensor]
@@ -78,7 +79,7 @@ class Denoiser(Energy):
         self.check(x)
         s = self.sigma_of(x, sigma)
         z = x.detach().requires_grad_(True)
-        with torch.enable_grad():
+        with torch.enable_grad(), lean(self.psi):
             p = evaluate(self.name, self.psi, z, s)
         if not p.requires_grad:
             raise ValueError(

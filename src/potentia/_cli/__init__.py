@@ -31,6 +31,8 @@ def run(arguments: Sequence[str]) -> int:
         if type(err).__name__ == "Abort":
             return _fail("interrupted", EXIT_INTERRUPTED)
         raise
+    if code == EXIT_INTERRUPTED:  # how typer says that Ctrl-C was pressed
+        return _fail("interrupted", EXIT_INTERRUPTED)
     return code if isinstance(code, int) else 0
 
 
