@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.grad import conv2d_input
 from torch.overrides import TorchFunctionMode
 
 
@@ -28,7 +29,7 @@ class _Convolution(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (weight,) = ctx.saved_tensors
         shape, stride, padding, dilation, groups = ctx.geometry
-        pulled: Tensor = torch.nn.grad.conv2d_input(shape, weight, grads[0], stride, padding, dilation, groups)
+        pulled: Tensor = conv2d_input(shape, weight, grads[0], stride, padding, dilation, groups)
         return pulled, None, None, None, None, None, None
 
 

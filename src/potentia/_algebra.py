@@ -38,9 +38,11 @@ def scale(term: Potential, weight: Any) -> "Scaled | Sum":
     if not math.isfinite(w):
         raise ValueError(f"{term.name}: the weight must be finite, got {w}")
     if isinstance(term, Sum):
-        return Sum(*(scale(t, w) for t in term.terms.values()))
+        return Sum(*(_Named(n, scale(t, w)) for n, t in term.terms.items()))
     if isinstance(term, Scaled):
-        return Scaled(term.term, w * term.weight)
+        product = Scaled(term.term, w * term.weight)
+        product.name = term.name
+        return product
     return Scaled(term, w)
 
 

@@ -115,7 +115,7 @@ class Potential(Module, ABC):
     def __add__(self, other: object) -> "Sum":
         from potentia._algebra import Sum
 
-        if other == 0 and isinstance(other, int):
+        if isinstance(other, int) and other == 0:
             return Sum(self)
         return Sum(self, other) if isinstance(other, Potential) else NotImplemented
 

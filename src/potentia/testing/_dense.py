@@ -14,9 +14,9 @@ Map = Callable[[Tensor], Tensor]
 
 
 def to_vectors(x: Tensor) -> Tensor:
-    """Images as real vectors in double precision: (*batch, C, H, W) -> (*batch, D), D twice as many if complex."""
+    """Images as real vectors, double, on the CPU: (*batch, C, H, W) -> (*batch, D), D twice as many if complex."""
     parts = torch.view_as_real(x.resolve_conj()).flatten(-2) if x.is_complex() else x
-    return parts.detach().double().flatten(-EVENT_DIMS)
+    return parts.detach().cpu().double().flatten(-EVENT_DIMS)
 
 
 def to_images(vectors: Tensor, shape: Shape, dtype: torch.dtype) -> Tensor:
@@ -32,10 +32,10 @@ def dimension(shape: Shape, dtype: torch.dtype) -> int:
     return math.prod(shape) * (2 if dtype.is_complex else 1)
 
 
-def dense(apply: Map, shape: Shape, dtype: torch.dtype) -> Tensor:
-    """The real matrix (D, D) of a real-linear map of images, in double precision."""
+def dense(apply: Map, shape: Shape, dtype: torch.dtype, device: torch.device | str = "cpu") -> Tensor:
+    """The real matrix (D, D) of a real-linear map of images on a device, in double precision, on the CPU."""
     basis = torch.eye(dimension(shape, dtype), dtype=torch.float64)
-    return to_vectors(apply(to_images(basis, shape, dtype))).mT
+    return to_vectors(apply(to_images(basis, shape, dtype).to(device))).mT
 
 
 def as_covariance(covariance: Tensor, shape: Shape, dtype: torch.dtype) -> Tensor:
@@ -45,7 +45,7 @@ def as_covariance(covariance: Tensor, shape: Shape, dtype: torch.dtype) -> Tenso
         images; a Hermitian one correlates the parts.
     Raises: ValueError for another shape.
     """
-    d = math.prod(shape)
+    d, covariance = math.prod(shape), covariance.cpu()
     if tuple(covariance.shape) == tuple(shape):
         return dense(lambda x: covariance.to(x.real.dtype) * x, shape, dtype)
     if tuple(covariance.shape) != (d, d):

@@ -13,6 +13,7 @@ from potentia.testing._differences import derivative
 from potentia.testing._probe import (
     generator_of,
     gradient_size,
+    identical,
     images_of,
     in_precision,
     normal_like,
@@ -84,7 +85,7 @@ def _check_purity(where: str, potential: Potential, x: Tensor, sigma: Sigma) -> 
         with untouched(f"{where}.{name}", potential, x, *given):
             once = [t.detach().clone() for t in call(x)]
             twice = call(x)
-        same = all(torch.equal(a, b) for a, b in zip(once, twice, strict=True))
+        same = all(identical(a, b) for a, b in zip(once, twice, strict=True))
         require(same, f"{where}.{name}", "gives the same for the same input", "two different results", "identical ones")
         if name == "forward":
             continue

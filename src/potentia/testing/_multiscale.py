@@ -133,10 +133,10 @@ def check_gaussian_oracle(
     shape, dtype = tuple(images.shape[1:]), images.dtype
     wide = as_covariance(covariance, shape, dtype)
     wide = wide + s**2 * torch.eye(wide.shape[0], dtype=torch.float64)
-    off = to_vectors(images - torch.as_tensor(mean).to(dtype))
+    off = to_vectors(images - torch.as_tensor(mean).to(images))
     product = torch.linalg.solve(wide, off.mT).mT
     room = tolerance * float(torch.linalg.cond(wide))
-    grad, at = to_images(product, shape, dtype), f"at sigma {s:.3g}"
+    grad, at = to_images(product, shape, dtype).to(images.device), f"at sigma {s:.3g}"
     within = per_image(room * norms(grad))
     require_close(where, f"is the smoothed Gaussian {at} (gradient)", energy.grad(images, s), grad, within)
     clean, within = images - s**2 * grad, per_image(room * (norms(images) + s**2 * norms(grad)))
@@ -144,7 +144,7 @@ def check_gaussian_oracle(
     if not energy.has_value:
         return
     want = 0.5 * (off * product).sum(-1) + 0.5 * torch.logdet(2 * math.pi * wide)
-    got: Tensor = energy(images, s).detach()
+    got: Tensor = energy(images, s).detach().cpu()
     kind = "value"
     if not normalised:
         got, want, kind = got - got[0], want - want[0], "value, up to a constant"

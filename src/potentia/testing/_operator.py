@@ -9,7 +9,7 @@ from torch import Tensor
 from potentia._random import standard_normal
 from potentia._tensor import EVENT_DIMS, inner
 from potentia._validate import Shape, shape_text
-from potentia.testing._probe import generator_of, in_precision, norms, untouched
+from potentia.testing._probe import generator_of, identical, in_precision, norms, untouched
 from potentia.testing._report import require, require_close, subject
 
 if TYPE_CHECKING:
@@ -58,13 +58,14 @@ class _Check:
     ) -> None:
         self.where = f"{subject(operator)} on {str(dtype).removeprefix('torch.')} images"
         self.op, self.shape, self.dtype, self.generator, self.tolerance = operator, shape, dtype, generator, tolerance
+        self.device = next((t.device for t in operator.buffers()), torch.device("cpu"))
         self.measurement = tuple(operator.output_shape(shape))
         self.field = dtype.to_complex() if operator.complex_output(dtype.is_complex) else dtype.to_real()
         self.x, self.x2 = self._draw((3, *shape), dtype), self._draw((3, *shape), dtype)
         self.y, self.y2 = self._draw((3, *self.measurement), self.field), self._draw((3, *self.measurement), self.field)
 
     def _draw(self, shape: Shape, dtype: torch.dtype) -> Tensor:
-        return standard_normal(shape, self.generator, dtype=dtype)
+        return standard_normal(shape, self.generator, dtype=dtype, device=self.generator.device).to(self.device)
 
     @property
     def dims(self) -> int:
@@ -75,20 +76,20 @@ class _Check:
         return t if self.dtype.is_complex or not t.is_complex() else t.real
 
     def run(self) -> None:
+        self._check_shapes()
         x, y = self.x, self.y
         for name, call, v in (("forward", self.op.forward, x), ("adjoint", self.op.adjoint, y)):
             with untouched(f"{self.where}.{name}", self.op, v):
                 once, twice = call(v), call(v)
-            same = torch.equal(once, twice)
+            same = identical(once, twice)
             require(same, f"{self.where}.{name}", "gives the same for the same input", "two results", "one")
-        self._check_shapes()
         self._check_linear("forward", self.op.forward, self.x, self.x2, self.dims)
         self._check_linear("adjoint", lambda v: self._images(self.op.adjoint(v)), self.y, self.y2, EVENT_DIMS)
         self._check_batches("forward", self.op.forward, self.x, self.dims)
         self._check_batches("adjoint", self.op.adjoint, self.y, EVENT_DIMS)
         self._check_adjoint()
         self._check_normal()
-        for weight in (0.75, 0.5 + torch.rand(self.measurement, generator=self.generator, dtype=self.dtype.to_real())):
+        for weight in (0.75, 0.5 + self._draw(self.measurement, self.dtype.to_real()).square()):
             self._check_gram(weight)
 
     def _close(self, identity: str, got: Tensor, want: Tensor, dims: int, size: Tensor | None = None) -> None:

@@ -36,9 +36,9 @@ def rounding_of(module: Module) -> float:
     return 1e-5 if single else 1e-9
 
 
-def generator_of(seed: int | torch.Generator) -> torch.Generator:
+def generator_of(seed: int | torch.Generator, device: torch.device | str = "cpu") -> torch.Generator:
     """A generator made from a seed, or the generator given."""
-    return seed if isinstance(seed, torch.Generator) else torch.Generator().manual_seed(seed)
+    return seed if isinstance(seed, torch.Generator) else torch.Generator(device).manual_seed(seed)
 
 
 def normal_like(x: Tensor, generator: torch.Generator) -> Tensor:
@@ -88,6 +88,11 @@ def value_size(potential: Potential, x: Tensor, sigma: Sigma, generator: torch.G
     here = potential(x, sigma)
     size: Tensor = 1 + here.detach().abs() + near.detach().abs()
     return size
+
+
+def identical(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors are the same, entry by entry, NaN included."""
+    return a.shape == b.shape and a.dtype == b.dtype and torch.allclose(a, b, rtol=0, atol=0, equal_nan=True)
 
 
 @contextmanager

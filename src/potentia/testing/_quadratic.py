@@ -46,10 +46,11 @@ def check_quadratic(
     dtype = quadratic.linear.dtype
     if dimension(shape, dtype) > LARGEST:
         raise ValueError(f"check_quadratic: shape is {tuple(shape)}, expected at most {LARGEST} real numbers")
-    generator = generator_of(seed)
+    device = quadratic.linear.device
+    generator = generator_of(seed, device)
     within = 10 * default_tolerance(dtype) if tolerance is None else tolerance
-    x = standard_normal((3, *shape), generator, dtype=dtype)
-    precision = dense(quadratic.structure.apply, tuple(shape), dtype)
+    x = standard_normal((3, *shape), generator, dtype=dtype, device=device)
+    precision = dense(quadratic.structure.apply, tuple(shape), dtype, device)
     top = float(torch.linalg.matrix_norm(precision, 2))
     _check_matrix(where, quadratic, precision, x, top)
     _check_value(where, quadratic, potential, precision, x, sigma, top)
@@ -82,13 +83,7 @@ def _check_matrix(where: str, form: Quadratic, precision: Tensor, x: Tensor, top
     )
     applied = form.structure.apply(x)
     require(applied.dtype == x.dtype, where, "Λ keeps the dtype of images", applied.dtype, x.dtype)
-    vectors = (
-        precision
-        @ torch.cat(
-            [torch.view_as_real(v).flatten()[:, None] if v.is_complex() else v.flatten()[:, None] for v in x], 1
-        ).double()
-    )
-    want = to_images(vectors.mT, tuple(x.shape[1:]), x.dtype)
+    want = to_images(to_vectors(x) @ precision.mT, tuple(x.shape[1:]), x.dtype).to(x.device)
     require_close(where, "Λ is linear", applied, want, per_image(room * norms(x)))
     if x.is_complex():
         turned = form.structure.apply(1j * x)
@@ -100,7 +95,7 @@ def _check_value(
 ) -> None:
     linear = form.linear.expand(x.shape[1:])
     size = top * norms(x).square() + norms(linear) * norms(x)
-    room = _rounding(x) * (1 + size + torch.as_tensor(form.constant, dtype=torch.float64).abs())
+    room = _rounding(x) * (1 + size + torch.as_tensor(form.constant, dtype=torch.float64, device=x.device).abs())
     pairs = (x.conj() * (0.5 * form.structure.apply(x) - linear)).real.double().sum((-3, -2, -1))
     require_close(where, "value is 1/2 <x, Λ x> - <b, x> + c", form.value(x).double(), pairs + form.constant, room)
     slope = per_image(_rounding(x) * (top * norms(x) + norms(linear)))
@@ -127,7 +122,7 @@ def _check_solve(where: str, form: Quadratic, x: Tensor, shift: float, top: floa
     again = form.structure.apply(mode) + shift * mode
     require_close(where, f"mode solves (Λ + {shift:.3g}) z = b", again, linear, within * float(norms(linear)))
     if shift > 0:
-        each = per_image(shift * torch.tensor([1.0, 2.0, 5.0], dtype=x.real.dtype))
+        each = per_image(shift * torch.tensor([1.0, 2.0, 5.0], dtype=x.real.dtype, device=x.device))
         solution = form.solve(x, each)
         again = form.structure.apply(solution) + each * solution
         require_close(where, "solve takes a shift per image", again, x, room)
@@ -175,8 +170,9 @@ def _floor(dtype: torch.dtype) -> float:
 
 def _check_chains(where: str, form: Quadratic, shape: Shape, shift: float, within: float) -> None:
     """Draws from a generator per chain are those of each chain alone."""
-    together = form.draw(chain_generators(0, [0, 1, 2]), (3, *shape), shift)
-    alone = torch.cat([form.draw(chain_generators(0, [k]), (1, *shape), shift) for k in range(3)])
+    device = form.linear.device
+    together = form.draw(chain_generators(0, [0, 1, 2], device), (3, *shape), shift)
+    alone = torch.cat([form.draw(chain_generators(0, [k], device), (1, *shape), shift) for k in range(3)])
     room = per_image(100 * within * norms(alone))
     require_close(where, "a chain's draw does not depend on the others", together, alone, room)
 

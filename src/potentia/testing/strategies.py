@@ -61,16 +61,14 @@ def sigmas(scales: Scales, *, most: float = 1e2) -> st.SearchStrategy[float]:
     return fractions.map(lambda f: min(max(bottom * (top / bottom) ** f, low), top))
 
 
-@st.composite
 def images(
-    draw: st.DrawFn,
     shape: Shape,
     dtype: torch.dtype = torch.float32,
     batch: Shape = (),
     *,
     min_value: float = -1.0,
     max_value: float = 1.0,
-) -> Tensor:
+) -> st.SearchStrategy[Tensor]:
     """Finite images with entries (of complex ones: both parts) in a range: flat, a single pixel, a checkerboard, noise.
 
     Shapes: (*batch, *shape). Every batch entry is of a kind of its own. Shrinks towards flat images.
@@ -78,6 +76,13 @@ def images(
     """
     if not (math.isfinite(min_value) and math.isfinite(max_value) and min_value <= max_value):
         raise ValueError(f"images: values from {min_value} to {max_value}, expected a finite range")
+    return _images(tuple(shape), dtype, tuple(batch), min_value, max_value)
+
+
+@st.composite
+def _images(
+    draw: st.DrawFn, shape: Shape, dtype: torch.dtype, batch: Shape, min_value: float, max_value: float
+) -> Tensor:
     size = (math.prod(batch), *shape, *((2,) if dtype.is_complex else ()))
     out = torch.empty(size, dtype=torch.float64)
     for image in out:
@@ -111,10 +116,9 @@ _KINDS: dict[str, Callable[[torch.Size, torch.Generator], Tensor]] = {
 }
 
 
-@st.composite
-def normal_images(draw: st.DrawFn, shape: Shape, dtype: torch.dtype = torch.float32, batch: Shape = ()) -> Tensor:
+def normal_images(shape: Shape, dtype: torch.dtype = torch.float32, batch: Shape = ()) -> st.SearchStrategy[Tensor]:
     """Standard normal images: (*batch, *shape)."""
-    return standard_normal((*batch, *shape), draw(generators()), dtype=dtype)
+    return generators().map(lambda g: standard_normal((*batch, *shape), g, dtype=dtype))
 
 
 def energies(of: st.SearchStrategy[Shape] | None = None) -> st.SearchStrategy[Example[Energy]]:
