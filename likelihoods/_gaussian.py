@@ -96,12 +96,12 @@ class Gaussian(Likelihood):
     def grad(self, x: Tensor, sigma: Sigma = None) -> Tensor:
         """A^H W (A x - y), in the shape of x."""
         self.check(x)
-        return (self.structure.apply(x) - self.linear).to(x.dtype)
+        return (self.structure.apply(x.detach()) - self.linear).to(x.dtype)
 
     def value_and_grad(self, x: Tensor, sigma: Sigma = None) -> tuple[Tensor, Tensor]:
         """L and its gradient from one application of A and one of its adjoint."""
         with torch.no_grad():
-            r = self.residual(x)
+            r = self.residual(x.detach())
             value = 0.5 * squared_norm(r / self.noise_std, self.operator.output_dims)
             return value, self.operator.adjoint(self.weight * r).to(x.dtype)
 
