@@ -136,7 +136,7 @@ class Sense(Operator):
         return self._combine(centred_ifft(y if self.mask is None else self.mask * y))
 
     def _combine(self, coils: Tensor) -> Tensor:
-        x = torch.einsum("chw,...chw->...hw", self.coil_maps.conj(), coils).unsqueeze(-3)
+        x = (self.coil_maps.conj() * coils).sum(dim=-3, keepdim=True)
         return x.real if self.real else x
 
     def _weighted_normal(self, x: Tensor, spectrum: Tensor) -> Tensor:

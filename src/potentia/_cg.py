@@ -53,9 +53,13 @@ def conjugate_gradients(
     Source: Hestenes and Stiefel 1952; preconditioned form after Saad 2003, algorithm 9.1.
     """
     tolerance = default_tolerance(rhs.dtype) if tolerance is None else tolerance
-    goal = tolerance**2 * squared_norm(rhs, event_dims)
-    if not bool(torch.isfinite(goal).all()):
+    # To order one, so that squares neither overflow nor vanish in single precision.
+    unit = rhs.abs().amax(dim=tuple(range(-event_dims, 0)))
+    if not bool(torch.isfinite(unit).all()):
         raise ValueError(f"{where}: the right-hand side of shape {shape_text(tuple(rhs.shape))} is not finite")
+    unit = to_event(torch.where(unit > 0, unit, 1.0), event_dims)
+    rhs = rhs / unit
+    goal = tolerance**2 * squared_norm(rhs, event_dims)
     z = torch.zeros_like(rhs)
     r = rhs
     q = precondition(r) if precondition else r
@@ -91,4 +95,4 @@ def conjugate_gradients(
             ConvergenceWarning,
             stacklevel=2,
         )
-    return CGResult(z, residual, iteration, converged)
+    return CGResult(z * unit, residual, iteration, converged)

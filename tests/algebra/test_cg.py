@@ -186,3 +186,10 @@ def test_nothing_is_warned_of_where_all_is_well() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         conjugate_gradients(scaled_laplacian, rand(2, 1, 6, 6))
+
+
+@pytest.mark.parametrize("size", [1e-23, 1e20])
+def test_right_hand_sides_far_from_one_are_solved_in_single_precision(size: float) -> None:
+    rhs = size * torch.randn(2, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    result = conjugate_gradients(lambda v: 3 * v, rhs)
+    assert torch.allclose(3 * result.solution, rhs, rtol=1e-5, atol=0.0)
