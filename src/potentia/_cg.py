@@ -57,7 +57,7 @@ def conjugate_gradients(
     unit = rhs.abs().amax(dim=tuple(range(-event_dims, 0)))
     if not bool(torch.isfinite(unit).all()):
         raise ValueError(f"{where}: the right-hand side of shape {shape_text(tuple(rhs.shape))} is not finite")
-    unit = to_event(torch.where(unit > 0, unit, 1.0), event_dims)
+    unit = torch.where(unit > 0, unit, 1.0).reshape(*unit.shape, *(1,) * event_dims)
     rhs = rhs / unit
     goal = tolerance**2 * squared_norm(rhs, event_dims)
     z = torch.zeros_like(rhs)
