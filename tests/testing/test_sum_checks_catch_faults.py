@@ -153,10 +153,6 @@ class ForgetfulForm(Smooth):
         return Quadratic(ForgetfulDiagonal(v), v * self.mean, 0.5 * squared_norm(self.mean) * float(v))
 
 
-def form(structure: Structure, kind: type[Quadratic] = Quadratic, *, is_complex: bool = False) -> Quadratic:
-    return kind(structure, rand(*SHAPE, seed=4, dtype=torch.complex128 if is_complex else torch.float64), 0.7)
-
-
 class Formed(Smooth):
     """Smooth, with its quadratic form, whose parts the faults change."""
 
@@ -172,10 +168,6 @@ class Formed(Smooth):
 def added(thing: Potential) -> None:
     data = likelihoods.Gaussian(rand(*SHAPE, seed=6), noise_std=0.5)
     testing.check_sum(thing, energies.Gaussian(rand(*SHAPE, seed=7), 0.8), data, rand(2, *SHAPE, seed=5), 0.4)
-
-
-def quadratic(thing: Quadratic | Potential) -> None:
-    testing.check_quadratic(thing, SHAPE)
 
 
 FAULTS = [
