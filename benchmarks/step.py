@@ -41,7 +41,7 @@ class Block(nn.Module):
 class UNet(nn.Module):
     """A small U-Net of about a million parameters, conditioned on sigma."""
 
-    def __init__(self, channels: int = 1, width: int = 48) -> None:
+    def __init__(self, channels: int = 1, width: int = 56) -> None:
         super().__init__()
         self.enter = nn.Conv2d(channels, width, 3, padding=1)
         self.down = nn.ModuleList([Block(width), Block(2 * width)])
