@@ -1,81 +1,14 @@
 """What ``check_multiscale`` and ``check_gaussian_oracle`` check is broken on purpose, and caught by its name."""
 
-from collections.abc import Callable
-from typing import Any, ClassVar
-
 import pytest
 import torch
+from fault_toys import SHAPE, Check, Make, Score, Smooth, caught, rand
 from torch import Tensor
 
-from potentia import Energy, ScoreOnly, testing
+from potentia import Energy, testing
 from potentia._potential import Sigma
-from potentia._random import standard_normal
-from potentia._tensor import squared_norm
-
-Make = Callable[[], Any]
-Check = Callable[[Any], None]
-
-
-def caught(check: Check, faulty: Any, says: str) -> None:
-    """Run a check on something faulty and see that it says so: which identity, what was got and expected."""
-    with pytest.raises(AssertionError, match=says) as error:
-        check(faulty)
-    assert type(faulty).__name__ in str(error.value) or "Sum" in str(error.value)
-    assert " got " in str(error.value)
-    assert ", expected " in str(error.value)
-
-
-SHAPE = (1, 3, 4)
-
 
 SIZE = 12
-
-
-def rand(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
-    return standard_normal(shape, torch.Generator().manual_seed(seed), dtype=dtype)
-
-
-class Smooth(Energy):
-    """A Gaussian of variance 1/2, with scales."""
-
-    mean: Tensor
-    variance: ClassVar[float] = 0.5
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.register_buffer("mean", rand(*SHAPE, seed=2))
-
-    @property
-    def event_shape(self) -> tuple[int, ...]:
-        return SHAPE
-
-    @property
-    def scales(self) -> tuple[float, float]:
-        return 0.1, 5.0
-
-    def spread(self, x: Tensor, sigma: Sigma) -> float | Tensor:
-        return self.variance + self.sigma_of(x, sigma) ** 2
-
-    def forward(self, x: Tensor, sigma: Sigma = None) -> Tensor:
-        self.check(x)
-        return 0.5 * squared_norm((x - self.mean) / self.spread(x, sigma) ** 0.5)
-
-    def grad(self, x: Tensor, sigma: Sigma = None) -> Tensor:
-        self.check(x)
-        with torch.no_grad():
-            return ((x - self.mean) / self.spread(x, sigma)).to(x.dtype)
-
-
-class Score(ScoreOnly):
-    """The same Gaussian, without values."""
-
-    @property
-    def scales(self) -> tuple[float, float]:
-        return 0.1, 5.0
-
-    def denoise(self, x: Tensor, sigma: Sigma = None) -> Tensor:
-        self.check(x)
-        return x.detach() / (1 + 2 * self.sigma_of(x, sigma) ** 2)
 
 
 class DenoiserFactor(Smooth):

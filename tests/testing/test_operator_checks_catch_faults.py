@@ -1,35 +1,15 @@
 """Whatever ``check_operator`` checks is broken on purpose once, and caught by its name; the sound twin passes."""
 
-from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import pytest
 import torch
+from fault_toys import SHAPE, Check, Make, caught, rand
 from torch import Tensor
 
 from potentia import testing
 from potentia._quadratic import Structure
-from potentia._random import standard_normal
 from potentia.likelihoods import Operator
-
-Make = Callable[[], Any]
-Check = Callable[[Any], None]
-
-
-def caught(check: Check, faulty: Any, says: str) -> None:
-    """Run a check on something faulty and see that it says so: which identity, what was got and expected."""
-    with pytest.raises(AssertionError, match=says) as error:
-        check(faulty)
-    assert type(faulty).__name__ in str(error.value) or "Sum" in str(error.value)
-    assert " got " in str(error.value)
-    assert ", expected " in str(error.value)
-
-
-SHAPE = (1, 3, 4)
-
-
-def rand(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
-    return standard_normal(shape, torch.Generator().manual_seed(seed), dtype=dtype)
 
 
 class Weights(Operator):
