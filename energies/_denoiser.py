@@ -66,7 +66,7 @@ class Denoiser(Energy):
         return self._value(r, s), (r - pulled) / s**2
 
     def denoise(self, x: Tensor, sigma: Sigma = None) -> Tensor:
-        """X - s^2 grad U_s(x) = psi(x, s) + J^T r."""
+        """Tweedie: x - s^2 grad U_s(x) = psi(x, s) + J^T r."""
         _, r, pulled = self._residual(x, sigma)
         return x.detach() - r + pulled
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from potentia._potential import Energy, Scales, Sigma
 from potentia._quadratic import Fourier, Quadratic
 from potentia._random import Generators
-from potentia._tensor import inner, sum_event
+from potentia._tensor import inner, mirrored, sum_event
 from potentia._validate import count, positive, real_number, shape_text, tensor
 from potentia.energies import _spectrum as spectra
 from potentia.energies._shared import (
@@ -164,7 +164,7 @@ class GaussianField(Energy):
         mean = doubles.mean((0, 2, 3)).reshape(-1, 1, 1)
         spectrum = spectra.smoothed(spectra.periodogram(doubles, mean), width)
         if not data.is_complex():
-            spectrum = 0.5 * (spectrum + spectra.mirrored(spectrum))
+            spectrum = 0.5 * (spectrum + mirrored(spectrum))
         if size is not None:
             spectrum = spectra.resized(spectrum, *size)
         lowest = (least * spectrum.mean((-2, -1), keepdim=True)).clamp(min=torch.finfo(torch.float32).tiny)
@@ -214,7 +214,7 @@ def _even(where: str, spectrum: Tensor) -> Tensor:
 
     Raises: ValueError if it is not even up to rounding.
     """
-    mirror = spectra.mirrored(spectrum)
+    mirror = mirrored(spectrum)
     off = float(((spectrum - mirror).abs() / (spectrum + mirror).clamp(min=torch.finfo(spectrum.dtype).tiny)).max())
     if off > 1e-3:
         raise ValueError(

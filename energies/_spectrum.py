@@ -12,11 +12,6 @@ from potentia.energies._shared import squared_magnitude
 TINY = 1e-300
 
 
-def mirrored(spectrum: Tensor) -> Tensor:
-    """spectrum(-k): (C, H, W) -> (C, H, W)."""
-    return spectrum.flip((-2, -1)).roll((1, 1), (-2, -1))
-
-
 def radius(height: int, width: int) -> Tensor:
     """Frequency of each FFT coefficient in cycles per pixel, shape (H, W), float64."""
     fy, fx = (torch.fft.fftfreq(n, dtype=torch.float64) for n in (height, width))

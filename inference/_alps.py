@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from potentia._potential import Potential
-from potentia._random import Generators
+from potentia._random import Generators, generator_device
 from potentia._validate import count, positive
 from potentia.annealers import Annealer
 from potentia.inference._precondition import Preconditioner, linear_term
@@ -78,9 +78,11 @@ class ALPS:
     def start(self, posterior: Potential, shape: Sequence[int], dtype: torch.dtype, generator: Generators) -> Tensor:
         """``P b + sqrt(T) P^(1/2) n`` at the first scale, as published. ``shape`` is (chains, C, H, W)."""
         first = self._steps[0]
-        p = self._preconditioner(posterior, first.sigma, torch.empty(0, dtype=dtype, device=_device(generator)))
-        like = torch.zeros(tuple(shape)[1:], dtype=dtype, device=_device(generator))
-        mean = p.solve(linear_term(posterior, first.sigma, like).expand(like.shape))
+        p = self._preconditioner(
+            posterior, first.sigma, torch.empty(0, dtype=dtype, device=generator_device(generator))
+        )
+        like = torch.zeros(tuple(shape)[1:], dtype=dtype, device=generator_device(generator))
+        mean = p.solve(linear_term(posterior, first.sigma, like, multiscale=False))
         return mean + math.sqrt(first.temperature) * p.draw(generator, shape, dtype)
 
     def init(self, posterior: Potential, x0: Tensor, generator: Generators) -> State:
@@ -123,7 +125,3 @@ class ALPS:
 
     def _preconditioner(self, posterior: Potential, sigma: float, like: Tensor) -> Preconditioner:
         return Preconditioner.annealed(posterior, sigma).adapted(like, self.tolerance)
-
-
-def _device(generator: Generators) -> torch.device:
-    return generator.device if isinstance(generator, torch.Generator) else generator[0].device

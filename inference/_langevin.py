@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from potentia._potential import Potential, Sigma
-from potentia._random import Generators
+from potentia._random import Generators, generator_device
 from potentia._validate import count, positive, real_number
-from potentia.inference._precondition import Preconditioner, terms
+from potentia.inference._precondition import Preconditioner, linear_term
 from potentia.inference._protocol import Info, State
 from potentia.inference._rules import Rule, euler, leimkuhler_matthews
 
@@ -58,14 +58,9 @@ class Langevin:
 
     def start(self, posterior: Potential, shape: Sequence[int], dtype: torch.dtype, generator: Generators) -> Tensor:
         """Twice as wide as ``N(P b, P)``, b the linear term of the forms there are. ``shape`` is (chains, C, H, W)."""
-        device = generator.device if isinstance(generator, torch.Generator) else generator[0].device
-        like = torch.zeros(tuple(shape)[1:], dtype=dtype, device=device)
+        like = torch.zeros(tuple(shape)[1:], dtype=dtype, device=generator_device(generator))
         p = self._preconditioner(posterior, like)
-        b = like
-        for term in terms(posterior):
-            form = term.quadratic(self.sigma)
-            b = b if form is None else b + form.linear.to(dtype)
-        return p.solve(b) + 2 * p.draw(generator, shape, dtype)
+        return p.solve(linear_term(posterior, self.sigma, like, multiscale=True)) + 2 * p.draw(generator, shape, dtype)
 
     def init(self, posterior: Potential, x0: Tensor, generator: Generators) -> State:
         """State of chains that start from x0, (chains, C, H, W)."""

@@ -96,11 +96,11 @@ def _total(forms: Sequence[Quadratic]) -> Structure:
     return total
 
 
-def linear_term(posterior: Potential, sigma: Sigma, like: Tensor) -> Tensor:
-    """B of all single-scale terms with a quadratic form, zero without any: (C, H, W), or broadcasting against it."""
-    total = torch.zeros((), dtype=like.dtype, device=like.device)
+def linear_term(posterior: Potential, sigma: Sigma, like: Tensor, *, multiscale: bool) -> Tensor:
+    """Sum of b over the terms with a quadratic form, multi-scale ones among them or not, in the shape of ``like``."""
+    total = torch.zeros_like(like)
     for term in terms(posterior):
-        form = term.quadratic(sigma) if term.multiscale_weight == 0 else None
+        form = term.quadratic(sigma) if multiscale or term.multiscale_weight == 0 else None
         if form is not None:
             total = total + form.linear.to(like.dtype)
     return total

@@ -43,7 +43,7 @@ class Rule(StrEnum):
 def euler(
     p: Preconditioner, x: Tensor, grad: Tensor, step_size: float, temperature: float, generator: Generators
 ) -> Tensor:
-    """X - eps P grad + sqrt(2 eps T) P^(1/2) xi, with one solve for drift and noise together."""
+    """Step to x - eps P grad + sqrt(2 eps T) P^(1/2) xi, with one solve for drift and noise together."""
     rhs = -step_size * grad
     if temperature > 0:
         white = p.white(generator, x.shape, x.dtype)
@@ -60,7 +60,7 @@ def leimkuhler_matthews(
     white: tuple[Tensor, ...] | None,
     generator: Generators,
 ) -> tuple[Tensor, tuple[Tensor, ...] | None]:
-    """X - eps P grad + sqrt(eps T / 2) P^(1/2) (xi_k + xi_{k+1}), and the numbers xi_{k+1} to carry over.
+    """Step to x - eps P grad + sqrt(eps T / 2) P^(1/2) (xi_k + xi_{k+1}); also the numbers xi_{k+1} to carry over.
 
     Whoever carries none over (a first step) gets them drawn.
     """

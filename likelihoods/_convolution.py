@@ -8,6 +8,7 @@ from torch import Tensor
 
 from potentia._quadratic import Fourier as FourierStructure
 from potentia._quadratic import Structure
+from potentia._tensor import filter_plane
 from potentia._validate import Shape, positive, real_number, same_shape, shape_text, tensor
 from potentia.likelihoods._operator import Operator, Weight
 
@@ -64,21 +65,14 @@ class Convolution(Operator):
         new._set_response(response.to(response.dtype.to_complex()), (response.shape[-2], response.shape[-1]))
         return new
 
-    def _filter(self, x: Tensor, response: Tensor) -> Tensor:
-        if x.is_complex():
-            out: Tensor = torch.fft.ifft2(torch.fft.fft2(x) * response)
-        else:
-            out = torch.fft.irfft2(torch.fft.rfft2(x) * response[..., : self.plane[1] // 2 + 1], s=self.plane)
-        return out
-
     def forward(self, x: Tensor) -> Tensor:
-        return self._filter(x, self.response)
+        return filter_plane(x, self.response)
 
     def adjoint(self, y: Tensor) -> Tensor:
-        return self._filter(y, self.response.conj())
+        return filter_plane(y, self.response.conj())
 
     def normal(self, x: Tensor) -> Tensor:
-        return self._filter(x, self.power)
+        return filter_plane(x, self.power)
 
     @property
     def power(self) -> Tensor:

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from potentia._quadratic import Fourier as FourierStructure
 from potentia._quadratic import Structure
+from potentia._tensor import mirrored
 from potentia._validate import Shape, same_shape, shape_text, tensor
 from potentia.likelihoods._basic import as_mask
 from potentia.likelihoods._operator import Operator, Weight
@@ -28,8 +29,7 @@ def centred_ifft(k: Tensor) -> Tensor:
 
 def _even(spectrum: Tensor) -> Tensor:
     """Mean of spectrum(k) and spectrum(-k): what real images see of it, zero frequency first."""
-    mirrored = torch.roll(spectrum.flip(PLANE), (1, 1), dims=PLANE)
-    return (spectrum + mirrored) / 2
+    return (spectrum + mirrored(spectrum)) / 2
 
 
 class Fourier(Operator):
@@ -184,15 +184,10 @@ class Sense(Operator):
         free = self._matrix_free(weight, input_shape)
         power = torch.fft.fft2(self.coil_maps).abs().square().to(spectrum.dtype)
         pixels = power.shape[-2] * power.shape[-1]
-        smooth = torch.fft.ifft2(torch.fft.fft2(spectrum) * torch.fft.fft2(_reversed(power)))
+        smooth = torch.fft.ifft2(torch.fft.fft2(spectrum) * torch.fft.fft2(mirrored(power)))
         near = smooth.real.sum(dim=0, keepdim=True).clamp_min(0.0) / pixels**2
         approximation = FourierStructure(_even(near) if self.real else near)
         return type(free)(lambda x: self._weighted_normal(x, spectrum), free.sample_noise, approximation)
 
     def extra_repr(self) -> str:
         return f"{self.coil_maps.shape[0]} coils, {_sampling_text(self.mask)}" + (", real images" if self.real else "")
-
-
-def _reversed(spectrum: Tensor) -> Tensor:
-    """spectrum(-k), zero frequency first."""
-    return torch.roll(spectrum.flip(PLANE), (1, 1), dims=PLANE)

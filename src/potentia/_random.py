@@ -23,17 +23,21 @@ def standard_normal(
     shape = tuple(shape)
     real = dtype.to_real()
     parts = (2,) if dtype.is_complex else ()
+    where = generator_device(generator) if device is None else torch.device(device)
     if isinstance(generator, torch.Generator):
-        where = generator.device if device is None else torch.device(device)
         out = torch.randn(*shape, *parts, generator=generator, dtype=real, device=where)
     else:
         if not shape or shape[0] != len(generator):
             raise ValueError(f"standard_normal: {len(generator)} generators for shape {shape}, expected one a chain")
-        where = generator[0].device if device is None else torch.device(device)
         out = torch.empty(*shape, *parts, dtype=real, device=where)
         for chain, gen in enumerate(generator):
             torch.randn(*shape[1:], *parts, generator=gen, dtype=real, device=where, out=out[chain])
     return torch.view_as_complex(out) if dtype.is_complex else out
+
+
+def generator_device(generator: Generators) -> torch.device:
+    """Where a generator, or the first of several, draws."""
+    return generator.device if isinstance(generator, torch.Generator) else generator[0].device
 
 
 def chain_generators(seed: int, chains: Sequence[int], device: torch.device | str = "cpu") -> list[torch.Generator]:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from potentia._cg import conjugate_gradients
 from potentia._random import Generators, standard_normal
+from potentia._tensor import filter_plane
 
 Shift = float | Tensor
 Noise = Callable[[Generators, Sequence[int], torch.dtype], Tensor]
@@ -145,40 +146,28 @@ class Fourier(Structure):
 
     spectrum: Tensor
 
-    def filter(self, x: Tensor, response: Tensor) -> Tensor:
-        """Multiply the Fourier transform of images by a real, even response.
-
-        Shapes: x (*batch, C, H, W); response broadcasts against (C, H, W).
-        """
-        size = x.shape[-2:]
-        if x.is_complex():
-            out: Tensor = torch.fft.ifft2(torch.fft.fft2(x) * response)
-        else:
-            out = torch.fft.irfft2(torch.fft.rfft2(x) * response[..., : size[-1] // 2 + 1], s=size)
-        return out
-
     def apply(self, x: Tensor) -> Tensor:
-        return self.filter(x, self.spectrum)
+        return filter_plane(x, self.spectrum)
 
     def solve(self, rhs: Tensor, shift: Shift = 0.0) -> Tensor:
         _check_regular("Fourier", self.spectrum, shift)
-        return self.filter(rhs, 1.0 / (self.spectrum + shift))
+        return filter_plane(rhs, 1.0 / (self.spectrum + shift))
 
     def white(self, generator: Generators, shape: Sequence[int], *, dtype: torch.dtype) -> tuple[Tensor, ...]:
         return (standard_normal(shape, generator, dtype=dtype, device=self.spectrum.device),)
 
     def perturb(self, white: tuple[Tensor, ...], shift: Shift = 0.0) -> Tensor:
-        return self.filter(white[0], (self.spectrum + shift).sqrt().to(white[0].real.dtype))
+        return filter_plane(white[0], (self.spectrum + shift).sqrt().to(white[0].real.dtype))
 
     def draw(self, generator: Generators, shape: Sequence[int], shift: Shift = 0.0, *, dtype: torch.dtype) -> Tensor:
         """Draw with one transform there and back, where solving a perturbed system would take two."""
         _check_regular("Fourier", self.spectrum, shift)
         white = self.white(generator, shape, dtype=dtype)
-        return self.filter(white[0], (self.spectrum + shift).rsqrt().to(dtype.to_real()))
+        return filter_plane(white[0], (self.spectrum + shift).rsqrt().to(dtype.to_real()))
 
     def noise(self, generator: Generators, shape: Sequence[int], *, dtype: torch.dtype) -> Tensor:
         z = standard_normal(shape, generator, dtype=dtype, device=self.spectrum.device)
-        return self.filter(z, self.spectrum.sqrt().to(dtype.to_real()))
+        return filter_plane(z, self.spectrum.sqrt().to(dtype.to_real()))
 
     def circulant(self) -> "Fourier":
         return self

@@ -35,6 +35,26 @@ def inner(a: Tensor, b: Tensor, event_dims: int = EVENT_DIMS) -> Tensor:
     return sum_event(product, event_dims)
 
 
+def filter_plane(x: Tensor, response: Tensor) -> Tensor:
+    """Multiply the Fourier transform over the last two dimensions by a response, zero frequency first.
+
+    Real images stay real: of the response, conjugate-symmetric for them, half is read.
+
+    Shapes: x (*batch, C, H, W); response broadcasts against (C, H, W), real or complex.
+    """
+    size = x.shape[-2:]
+    if x.is_complex():
+        out: Tensor = torch.fft.ifft2(torch.fft.fft2(x) * response)
+    else:
+        out = torch.fft.irfft2(torch.fft.rfft2(x) * response[..., : size[-1] // 2 + 1], s=size)
+    return out
+
+
+def mirrored(spectrum: Tensor) -> Tensor:
+    """spectrum(-k) over the last two dimensions, zero frequency first."""
+    return torch.roll(spectrum.flip((-2, -1)), (1, 1), dims=(-2, -1))
+
+
 def to_event(per_item: Tensor | float, event_dims: int = EVENT_DIMS) -> Tensor | float:
     """Append singleton event dimensions to a number per batch entry, so that it broadcasts against images.
 
