@@ -1,44 +1,68 @@
 """The energy of a denoising network, and the score of one."""
 
 from collections.abc import Callable, Sequence
-from typing import ClassVar
+from typing import ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from potentia._potential import Energy, Scales, ScoreOnly, Sigma
-from potentia._tensor import squared_norm
+from potentia._tensor import inner, squared_norm
 from potentia._validate import shape_text
 from potentia.energies._lean import lean
-from potentia.energies._shared import Event, event_or_none, flatten_batch, scale_range, sigma_per_image
+from potentia.energies._shared import Event, event_or_none, flatten_batch, scale_range, sigma_per_image, wide
 
 Net = Callable[[Tensor, Tensor], Tensor]
+Form = Literal["residual", "inner-product", "scalar"]
 
 
 class Denoiser(Energy):
-    """The multi-scale energy of a network psi that takes an image and a scale to an image.
+    """The multi-scale energy of a network psi, in one of three forms.
 
-    U_s(x) = ||x - psi(x, s)||^2 / (2 s^2). ``psi`` is any callable, a module or a function; it gets images (N, C, H, W)
-    and scales (N,), both in the precision of its parameters where it has some, else in that of x, and must treat the
-    images one by one. ``grad``, ``value_and_grad`` and ``denoise`` cost one evaluation of psi and one vector-Jacobian
+    - ``"residual"``: U_s(x) = ||x - psi(x, s)||^2 / (2 s^2), where psi takes an image to an image (Chand and Jacob
+    2026).
+    - ``"inner-product"``: U_s(x) = <x, x - psi(x, s)> / (2 s^2), likewise (Du et al. 2023, Thornton et al. 2025); its
+      values have no lower bound. Its gradient is (x - (psi + J^T x) / 2) / s^2, J the Jacobian of psi, so that a psi
+      which is a denoiser with <x, psi> homogeneous of degree two starts where it is to end.
+    - ``"scalar"``: U_s(x) = psi(x, s), where psi takes images to one number each (Du et al. 2023); ``EDMPotential``.
+
+    ``psi`` is any callable, a module or a function; it gets images (N, C, H, W) and scales (N,), both in the precision
+    of its parameters where it has some, else in that of x, and must treat the images one by one. ``offset``, a
+    callable of scales (N,) to (N,) nats an entry of the image, makes values comparable across scales and leaves
+    gradients alone. ``grad``, ``value_and_grad`` and ``denoise`` cost one evaluation of psi and one vector-Jacobian
     product, with respect to the images alone: no gradients of parameters are computed, nothing of psi is changed, its
-    training mode included. ``forward`` is differentiable in x and in psi's parameters, for training.
+    training mode included. ``forward`` is differentiable in x, in sigma and in psi's parameters, for training.
 
     Shapes: x (*batch, C, H, W); returns (*batch,). ``shape`` says which (C, H, W) it takes; None: any that psi takes.
     Units: x, psi and sigma share the image's unit; U is in nats.
-    Raises: TypeError if psi is not callable; ValueError if scales are not 0 < low <= high, if psi returns another
-        shape, or if its output is not connected to its input, in which case the gradient would be wrong.
+    Raises: TypeError if psi is not callable; ValueError for another form, if scales are not 0 < low <= high, if psi
+        returns another shape, or if its output is not connected to its input, so that the gradient would be wrong.
     Source: Chand and Jacob 2026.
     """
 
     default_name: ClassVar[str] = "denoiser"
     psi: Net
+    offset: Callable[[Tensor], Tensor] | None
 
-    def __init__(self, psi: Net, scales: Scales, *, shape: Sequence[int] | None = None) -> None:
+    def __init__(
+        self,
+        psi: Net,
+        scales: Scales,
+        *,
+        form: Form = "residual",
+        offset: Callable[[Tensor], Tensor] | None = None,
+        shape: Sequence[int] | None = None,
+    ) -> None:
         super().__init__()
         self.psi = _callable(self.name, "psi", psi)
         self._scales = scale_range(self.name, scales)
         self._event = event_or_none(self.name, shape)
+        if form not in get_args(Form):
+            raise ValueError(f"{self.name}: form is {form!r}, expected one of {', '.join(get_args(Form))}")
+        self.form: Form = form
+        if not (offset is None or callable(offset)):
+            raise TypeError(f"{self.name}: offset must be callable, got {type(offset).__name__}")
+        self.offset = offset
 
     @property
     def event_shape(self) -> Event | None:
@@ -49,50 +73,74 @@ class Denoiser(Energy):
         return self._scales
 
     def extra_repr(self) -> str:
-        return f"psi={label(self.psi)}"
+        return f"psi={label(self.psi)}" + ("" if self.form == "residual" else f", form={self.form}")
 
     def forward(self, x: Tensor, sigma: Sigma = None) -> Tensor:
         self.check(x)
         s = self.sigma_of(x, sigma)
-        return self._value(x - evaluate(self.name, self.psi, x, s).to(x.dtype), s)
+        return self._value(x, self._evaluate(x, s), s)
 
     def grad(self, x: Tensor, sigma: Sigma = None) -> Tensor:
-        """(r - J^T r) / s^2, where r = x - psi(x, s) and J is the Jacobian of psi."""
-        s, r, pulled = self._residual(x, sigma)
-        return (r - pulled) / s**2
+        """(x - D) / s^2, without rounding the difference twice."""
+        s, step, _ = self._step(x, sigma)
+        return step / s**2
 
     def value_and_grad(self, x: Tensor, sigma: Sigma = None) -> tuple[Tensor, Tensor]:
-        s, r, pulled = self._residual(x, sigma)
-        return self._value(r, s), (r - pulled) / s**2
+        s, step, p = self._step(x, sigma)
+        # An offset has parameters of its own.
+        return self._value(x.detach(), p, s).detach(), step / s**2
 
     def denoise(self, x: Tensor, sigma: Sigma = None) -> Tensor:
-        """Tweedie: x - s^2 grad U_s(x) = psi(x, s) + J^T r."""
-        _, r, pulled = self._residual(x, sigma)
-        return x.detach() - r + pulled
+        """Tweedie: x - s^2 grad U_s(x); of the form "residual" psi + J^T (x - psi)."""
+        return x.detach() - self._step(x, sigma)[1]
 
-    def _value(self, r: Tensor, s: float | Tensor) -> Tensor:
+    def _evaluate(self, x: Tensor, s: float | Tensor) -> Tensor:
+        return evaluate(self.name, self.psi, x, s, scalar=self.form == "scalar")
+
+    def _value(self, x: Tensor, p: Tensor, s: float | Tensor) -> Tensor:
         per_image = s.reshape(s.shape[:-3]) if isinstance(s, Tensor) else s
-        return squared_norm(r) / (2 * per_image**2)
+        if self.form == "residual":
+            value = squared_norm(x - p.to(x.dtype)) / (2 * per_image**2)
+        elif self.form == "inner-product":
+            value = inner(x, x - p.to(x.dtype)) / (2 * per_image**2)
+        else:
+            value = wide(p)
+        if self.offset is None:
+            return value
+        entries = x.shape[-3:].numel() * (2 if x.is_complex() else 1)
+        return value + entries * self.offset(sigma_per_image(x, s)).reshape(value.shape)
 
-    def _residual(self, x: Tensor, sigma: Sigma) -> tuple[float | Tensor, Tensor, Tensor]:
-        """The scale, r = x - psi(x, s) and J^T r, detached."""
+    def _step(self, x: Tensor, sigma: Sigma) -> tuple[float | Tensor, Tensor, Tensor]:
+        """The scale, s^2 grad U_s and psi, detached."""
         self.check(x)
-        s = self.sigma_of(x, sigma)
+        s = self.sigma_of(x, sigma.detach() if isinstance(sigma, Tensor) else sigma)
         z = x.detach().requires_grad_(True)
         with torch.enable_grad(), lean(self.psi):
-            p = evaluate(self.name, self.psi, z, s)
+            p = self._evaluate(z, s)
         if not p.requires_grad:
             raise ValueError(
                 f"{self.name}: {label(self.psi)} detaches its output from its input, expected a differentiable one"
             )
+        x, held = z.detach(), p.detach()
+        against = {
+            "residual": lambda: x - held.to(x.dtype),
+            "inner-product": lambda: x,
+            "scalar": lambda: held.new_ones(()),
+        }
+        cotangent = against[self.form]().to(p.dtype).expand(p.shape)
         # x is the only input asked for, so that autograd skips the branches that lead to parameters.
-        r = z.detach() - p.detach().to(z.dtype)
-        (pulled,) = torch.autograd.grad(p, z, r.to(p.dtype), allow_unused=True)
+        (pulled,) = torch.autograd.grad(p, z, cotangent, allow_unused=True)
         if pulled is None:
             raise ValueError(
                 f"{self.name}: {label(self.psi)} does not depend on its input differentiably, expected that it does"
             )
-        return s, r, pulled
+        if self.form == "residual":
+            step = cotangent.to(x.dtype) - pulled
+        elif self.form == "inner-product":
+            step = x - (held.to(x.dtype) + pulled) / 2
+        else:
+            step = s**2 * pulled
+        return s, step, held
 
 
 class ScoreModel(ScoreOnly):
@@ -140,10 +188,10 @@ class ScoreModel(ScoreOnly):
         return super().grad(x, sigma)
 
 
-def evaluate(where: str, net: Net, x: Tensor, s: float | Tensor) -> Tensor:
+def evaluate(where: str, net: Net, x: Tensor, s: float | Tensor, *, scalar: bool = False) -> Tensor:
     """Call a network on a flattened batch.
 
-    Shapes: x (*batch, C, H, W) -> the same.
+    Shapes: x (*batch, C, H, W) -> the same, or (*batch,) if ``scalar``.
     Raises: ValueError if it returns something of another shape or field.
     """
     batch = flatten_batch(x)
@@ -152,6 +200,13 @@ def evaluate(where: str, net: Net, x: Tensor, s: float | Tensor) -> Tensor:
     out = net(z, sigma_per_image(z, s.to(precision) if isinstance(s, Tensor) else s))
     if not isinstance(out, Tensor):
         raise TypeError(f"{where}: {label(net)} returned {type(out).__name__}, expected a tensor")
+    if scalar:
+        if out.shape != z.shape[:1] or out.is_complex():
+            raise ValueError(
+                f"{where}: {label(net)} returned {out.dtype} of shape {shape_text(tuple(out.shape))}, "
+                f"expected one real number an image, {shape_text(tuple(z.shape[:1]))}"
+            )
+        return out.reshape(x.shape[:-3])
     if out.shape != z.shape or out.is_complex() != z.is_complex():
         raise ValueError(
             f"{where}: {label(net)} returned {out.dtype} of shape {shape_text(tuple(out.shape))}, "

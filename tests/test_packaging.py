@@ -21,8 +21,10 @@ PUBLIC = {
     ],
     "potentia.annealers": ["Annealer", "Constant", "Cosine", "Geometric", "Karras", "Ladder", "Level", "Linear"],
     "potentia.energies": [
-        "DCT", "Denoiser", "FieldsOfExperts", "Function", "Gaussian", "GaussianField", "GaussianMixture",
-        "ScoreModel", "Sparsity", "StudentT", "TotalVariation", "Wavelet",
+        "Card", "DCT", "Denoiser", "EDM", "EDMPotential", "FieldsOfExperts", "Function", "Gaussian", "GaussianField",
+        "GaussianMixture", "ScaleOffset", "ScoreModel", "Sparsity", "StudentT", "TotalDeepVariation",
+        "TotalVariation", "UNet", "Wavelet", "convert_edm_pickle", "from_deepinv", "from_diffusers", "from_function",
+        "load", "read_card", "read_edm_pickle", "save", "shipped",
     ],
     "potentia.inference": [
         "ALPS", "Info", "Langevin", "Preconditioner", "Rule", "Sampler", "State", "map_estimate", "sample",
@@ -37,9 +39,15 @@ PUBLIC = {
     ],
 }  # fmt: skip
 OPTIONAL = [
-    "PIL", "arviz", "dask", "hypothesis", "matplotlib", "nibabel", "pyro", "rich", "scipy", "sklearn", "typer",
-    "xarray", "zarr",
+    "PIL", "arviz", "dask", "deepinv", "diffusers", "huggingface_hub", "hypothesis", "lightning_fabric", "matplotlib",
+    "nibabel", "pyro", "rich", "scipy", "sklearn", "typer", "xarray", "zarr",
 ]  # fmt: skip
+# What is installed beside the code, a package at a time.
+DATA = {
+    "potentia": ["py.typed"],
+    "potentia.energies": ["weights/*.safetensors"],
+    "potentia.training": ["recipes/*.toml"],
+}
 
 
 def packages_on_disk() -> dict[str, str]:
@@ -65,13 +73,38 @@ def test_every_package_stands_in_both_tables() -> None:
     on_disk = packages_on_disk()
     assert sorted(packages) == sorted(on_disk), "a package that is not listed is missing from the wheel"
     assert folders == on_disk
-    assert {f"potentia.{layer}" for layer in (*LAYERS, "testing", "_cli")} <= set(packages)
+    assert {f"potentia.{layer}" for layer in (*LAYERS, "testing", "training", "_cli")} <= set(packages)
 
 
-def test_the_marker_of_typing_is_installed() -> None:
+def data_left_out(folders: dict[str, str], data: dict[str, list[str]]) -> list[str]:
+    """Files other than code in the folders of packages that no pattern of theirs takes along."""
+    left_out = []
+    for package, folder in folders.items():
+        at = ROOT / folder
+        inner = {path for other in folders.values() if at in (path := ROOT / other).parents}
+        taken = {path for pattern in data.get(package, []) for path in at.glob(pattern)}
+        for path in at.rglob("*"):
+            code = path.suffix in (".py", ".pyc") or path.is_dir()
+            if not (code or path in taken or path.is_symlink() or inner & set(path.parents)):
+                left_out.append(path.relative_to(ROOT).as_posix())
+    return sorted(left_out)
+
+
+def test_the_data_are_installed() -> None:
+    packages, folders = setuptools_tables()
     data = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
-    assert data == {"potentia": ["py.typed"]}
+    assert data == DATA
+    assert set(data) <= set(packages)
     assert (ROOT / "src" / "potentia" / "py.typed").is_file()
+    assert list((ROOT / "src" / "potentia" / "training" / "recipes").glob("*.toml"))
+    assert data_left_out(folders, data) == []
+
+
+def test_data_without_a_pattern_are_seen() -> None:
+    """The planted fault: the marker of typing and the recipes, without the patterns that take them along."""
+    left_out = data_left_out(setuptools_tables()[1], {"potentia.energies": DATA["potentia.energies"]})
+    assert "src/potentia/py.typed" in left_out
+    assert "src/potentia/training/recipes/digits-28.toml" in left_out
 
 
 @pytest.mark.parametrize("layer", LAYERS)
@@ -102,7 +135,8 @@ def test_the_standard_librarys_io_is_not_shadowed() -> None:
 def test_public_names(module: str) -> None:
     loaded = importlib.import_module(module)
     assert sorted(loaded.__all__) == PUBLIC[module]
-    assert list(loaded.__all__) == sorted(loaded.__all__)
+    # The order that Ruff keeps: capitals, classes, functions.
+    assert list(loaded.__all__) == sorted(loaded.__all__, key=lambda n: (not n.isupper(), not n[0].isupper(), n))
     for name in loaded.__all__:
         assert getattr(loaded, name) is not None
         assert name in dir(loaded)

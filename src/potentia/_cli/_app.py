@@ -149,3 +149,75 @@ def show(
     from potentia._cli._show import run_show
 
     run_show(store, plot)
+
+
+train = typer.Typer(
+    help="Train priors: a diffusion teacher, its distilled energy, and how good they are.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+app.add_typer(train, name="train")
+
+_Recipe = Annotated[str, typer.Argument(help="A recipe of the package, such as digits-28, or a TOML file.")]
+_Data = Annotated[Path, typer.Option(help="Folder that the recipe's data paths are relative to.")]
+_Out = Annotated[Path | None, typer.Option(help="Folder for checkpoints, curves and weights; by default runs/NAME.")]
+_Device = Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1; under torchrun, cpu or cuda.")]
+_Resume = Annotated[bool, typer.Option("--resume", help="Go on with an interrupted training.")]
+_Set = Annotated[list[str] | None, typer.Option("--set", help="Override a setting, as in --set teacher.steps=500.")]
+
+
+@train.command("teacher")
+def train_teacher(
+    recipe: _Recipe,
+    data: _Data = Path(),
+    out: _Out = None,
+    device: _Device = "cpu",
+    resume: _Resume = False,
+    changes: _Set = None,
+) -> None:
+    """Train a diffusion model on images: OUT/teacher.safetensors."""
+    from potentia._cli._train import run_teacher
+
+    run_teacher(recipe, data, out, device, resume, tuple(changes or ()))
+
+
+@train.command("energy")
+def train_energy(
+    recipe: _Recipe,
+    data: _Data = Path(),
+    out: _Out = None,
+    teacher: Annotated[
+        Path | None, typer.Option(help="The teacher's weights; by default OUT/teacher.safetensors.")
+    ] = None,
+    no_teacher: Annotated[bool, typer.Option("--no-teacher", help="Train on the images alone.")] = False,
+    device: _Device = "cpu",
+    resume: _Resume = False,
+    changes: _Set = None,
+) -> None:
+    """Distil a teacher into an energy, or train one without: OUT/NAME.safetensors."""
+    from potentia._cli._train import run_energy
+
+    run_energy(recipe, data, out, teacher, no_teacher, device, resume, tuple(changes or ()))
+
+
+@train.command("evaluate")
+def train_evaluate(
+    recipe: _Recipe,
+    data: _Data = Path(),
+    out: _Out = None,
+    energy: Annotated[str | None, typer.Option(help="The energy's weights; by default OUT/NAME.safetensors.")] = None,
+    teacher: Annotated[
+        Path | None, typer.Option(help="The teacher's weights; by default OUT/teacher.safetensors.")
+    ] = None,
+    strange: Annotated[
+        str | None, typer.Option(help="A recipe whose images are out of distribution for this energy.")
+    ] = None,
+    write: Annotated[
+        bool, typer.Option("--write", help="Also write the result into the header of the weights.")
+    ] = False,
+    changes: _Set = None,
+) -> None:
+    """Measure an energy on validation images: denoising, gradient field, symmetry, energies of strange images."""
+    from potentia._cli._train import run_evaluate
+
+    run_evaluate(recipe, data, out, energy, teacher, strange, write, tuple(changes or ()))

@@ -141,6 +141,13 @@ ENERGIES: dict[type, dict[str, Maker[Energy]]] = {
         "covariances": _full,
         "factors": lambda s: _mixture(s, factors=_factors(s), variances=s.positive(3)),
     },
+    energies.TotalDeepVariation: {
+        "random": lambda s: (
+            energies.TotalDeepVariation.random(s.generator, s.shape[0], 4, levels=2, blocks=1, dtype=s.dtype)
+            if min(s.plane) > 2
+            else None
+        ),
+    },
     energies.TotalVariation: {
         "free edges": lambda s: energies.TotalVariation(0.5),
         "periodic": lambda s: energies.TotalVariation(0.5, periodic=True),
@@ -148,7 +155,12 @@ ENERGIES: dict[type, dict[str, Maker[Energy]]] = {
     energies.Sparsity: {"wavelet": _wavelet, "cosines": _cosines},
     energies.FieldsOfExperts: {"3 filters": _experts},
     energies.StudentT: {"dof 3": lambda s: energies.StudentT(0.5, 3.0) if min(s.plane) > 1 else None},
-    energies.Denoiser: {"function": lambda s: energies.Denoiser(_psi, (0.05, 5.0))},
+    energies.Denoiser: {
+        "residual": lambda s: energies.Denoiser(_psi, (0.05, 5.0)),
+        "inner product": lambda s: energies.Denoiser(_psi, (0.05, 5.0), form="inner-product"),
+        "scalar": lambda s: energies.Denoiser(_bowl, (0.05, 5.0), form="scalar"),
+        "offset": lambda s: energies.Denoiser(_psi, (0.05, 5.0), offset=energies.ScaleOffset(0.05, 5.0)),
+    },
     energies.ScoreModel: {"function": lambda s: energies.ScoreModel(_psi, (0.05, 5.0))},
     energies.Function: {
         "without scales": lambda s: energies.Function(_bowl),
