@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save as serialize
 from torch import Tensor, nn
 
 from potentia._potential import Energy
@@ -88,7 +88,8 @@ def save(energy: Energy, path: str | Path, info: Mapping[str, Any] | None = None
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         tensors = {k: v.detach().contiguous().cpu() for k, v in energy.state_dict().items()}
-        save_file(tensors, part, metadata={KEY: text})
+        # Written by Python, which leaves the file readable to whom the user's umask says.
+        part.write_bytes(serialize(tensors, metadata={KEY: text}))
         os.replace(part, path)
     except BaseException:
         part.unlink(missing_ok=True)

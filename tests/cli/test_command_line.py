@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import potentia as pt
-from potentia import likelihoods
+from potentia import energies, likelihoods
 from potentia._cli import run
 
 SMALL = ["--chains", "3", "--levels", "3", "--steps", "2"]
@@ -54,6 +54,25 @@ def test_a_picture_is_denoised_and_shown(picture: Path, capsys: pytest.CaptureFi
     assert "GaussianField" in told
     assert "3 chains of 1 draws" in told
     assert (picture.parent / "out.zarr.png").exists()
+
+
+def learned_energy(path: Path, scales: tuple[float, float] = (0.05, 5.0)) -> Path:
+    torch.manual_seed(0)
+    net = energies.EDM(energies.UNet(1, widths=(8, 8), embedding=8), 0.5)
+    return energies.save(energies.Denoiser(net, scales), path)
+
+
+def test_a_learned_prior_of_a_file(picture: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    weights = learned_energy(picture.parent / "tiny.safetensors")
+    given = ["sample", "--data", str(picture), "--noise-std", "0.1", "--prior", f"0.5*{weights} + 0.1*tv"]
+    assert run([*given, "--store", str(picture.parent / "a.zarr"), *SMALL]) == 0
+    told = capsys.readouterr().out
+    assert "psi=EDM, scales 0.05 to 5" in told
+    # Scales that are asked for are not changed.
+    assert run([*given, "--store", str(picture.parent / "b.zarr"), *SMALL, "--sigma-max", "10"]) == 2
+    assert "expected 0.05 to 5" in capsys.readouterr().err
+    assert run([*given[:-1], "nothing", "--store", str(picture.parent / "c.zarr"), *SMALL]) == 2
+    assert "FILE.safetensors or hf://OWNER/NAME" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("sampler", ["alps", "alps-euler", "alps-published", "langevin"])

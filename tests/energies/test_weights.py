@@ -451,15 +451,22 @@ def test_a_failure_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.Monke
     path = save(energy(), tmp_path / "u.safetensors", INFO)
     before = path.read_bytes()
 
-    def half_way(tensors: Any, file: Path, **options: Any) -> None:
-        Path(file).write_bytes(before[:100])
+    def half_way(self: Path, data: bytes) -> None:
+        with self.open("wb") as file:
+            file.write(data[:100])
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(_weights, "save_file", half_way)
+    monkeypatch.setattr(Path, "write_bytes", half_way)
     with pytest.raises(OSError, match="no space left"):
         save(energy("scalar"), path)
     assert path.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["u.safetensors"]
+
+
+def test_files_have_the_permissions_of_others(tmp_path: Path) -> None:
+    (tmp_path / "other").write_text("")
+    path = save(energy(), tmp_path / "u.safetensors", INFO)
+    assert path.stat().st_mode == (tmp_path / "other").stat().st_mode
 
 
 @pytest.mark.parametrize(

@@ -40,20 +40,33 @@ def demo(
     coils: Annotated[int, typer.Option(help="Receiver coils to simulate.")] = 8,
     acceleration: Annotated[float, typer.Option(help="Undersampling of k-space.")] = 4.0,
     noise_std: Annotated[float, typer.Option(help="Noise, as a fraction of the 99th percentile of the image.")] = 0.02,
-    tv: Annotated[float, typer.Option(help="Weight of total variation in the prior, in nats per unit.")] = 2.0,
+    prior: Annotated[
+        str,
+        typer.Option(
+            help="brain-t1, learned from other heads; gaussian-field, fitted to slices at least 20 mm away; or an "
+            "energy in a file."
+        ),
+    ] = "brain-t1",
+    tv: Annotated[
+        float | None,
+        typer.Option(
+            help="Weight of total variation in the prior, in nats per unit; by default 2 beside the field, else 0."
+        ),
+    ] = None,
     pixel: Annotated[int, typer.Option(help="Pixel size in mm.")] = 2,
     seed: Annotated[int, typer.Option(help="Seed of all random numbers.")] = 0,
     device: Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1, ...")] = "cpu",
 ) -> None:
     """Reconstruct an undersampled multi-coil brain scan, with its uncertainty.
 
-    An axial slice of the MNI152 T1 brain is measured by simulated coils, fourfold undersampled, with noise; a Gaussian
-    field fitted to slices at least 20 mm away, with a little total variation, is the prior. Writes demo.zarr (all
-    samples) and demo.png, and prints how good mean and MAP are and how often the 90 % intervals hold the truth.
+    An axial slice of the MNI152 T1 brain is measured by simulated coils, fourfold undersampled, with noise. The prior
+    is a multi-scale energy learned from two other volumes, or a Gaussian field with a little total variation. Writes
+    demo.zarr (all samples) and demo.png, and prints how good mean and MAP are and how often the 90 % intervals hold
+    the truth.
     """
     from potentia._cli._demo import DemoOptions, run_demo
 
-    run_demo(DemoOptions(out, chains, levels, coils, acceleration, noise_std, tv, pixel, seed, device))
+    run_demo(DemoOptions(out, chains, levels, coils, acceleration, noise_std, prior, tv, pixel, seed, device))
 
 
 @app.command()
@@ -78,7 +91,11 @@ def sample(
         float | None, typer.Option(help="Std in pixels of the Gaussian blur that the image went through.")
     ] = None,
     prior: Annotated[
-        str, typer.Option(help="gaussian-field, tv or wavelet; several joined by +, each NAME or WEIGHT*NAME.")
+        str,
+        typer.Option(
+            help="gaussian-field, tv, wavelet, a learned energy of the package, such as digits-28, or of a file; "
+            "several joined by +, each NAME or WEIGHT*NAME."
+        ),
     ] = "gaussian-field",
     prior_data: Annotated[
         list[str] | None,
@@ -89,8 +106,12 @@ def sample(
     sampler: Annotated[
         str, typer.Option(help="alps (Leimkuhler-Matthews noise), alps-euler, alps-published, or langevin.")
     ] = "alps",
-    sigma_max: Annotated[float, typer.Option(help="Largest noise scale, in the image's unit.")] = 10.0,
-    sigma_min: Annotated[float, typer.Option(help="Smallest noise scale, in the image's unit.")] = 0.02,
+    sigma_max: Annotated[
+        float | None, typer.Option(help="Largest noise scale, in the image's unit; by default 10, or the prior's.")
+    ] = None,
+    sigma_min: Annotated[
+        float | None, typer.Option(help="Smallest noise scale, in the image's unit; by default 0.02, or the prior's.")
+    ] = None,
     levels: Annotated[int, typer.Option(help="Noise scales between them, geometric.")] = 20,
     steps: Annotated[int, typer.Option(help="Steps at each scale.")] = 5,
     chains: Annotated[int, typer.Option(help="Chains side by side.")] = 16,

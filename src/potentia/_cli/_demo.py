@@ -12,14 +12,17 @@ from torch import Tensor
 
 from potentia import annealers, energies, inference, likelihoods
 from potentia._cli._report import print_rows
-from potentia._potential import Potential
+from potentia._potential import Energy, Potential
 from potentia._validate import count, positive
 from potentia.io import check_target
 
 DISTANCE_MM = 20  # between the slice that is measured and every slice that the prior is fitted to
 HEIGHT_MM = 100  # of the measured slice above the bottom of the volume: through the ventricles
+FRAME_MM = 192  # side of the square that is imaged, which holds every slice of the volume's brain
 SIGMA_MAX = 1.0
 SIGMA_MIN = 0.01
+FIELD = "gaussian-field"
+FIELD_TV = 2.0
 
 
 @dataclass(frozen=True)
@@ -32,7 +35,8 @@ class DemoOptions:
     coils: int = 8
     acceleration: float = 4.0
     noise_std: float = 0.02
-    tv: float = 2.0
+    prior: str = "brain-t1"
+    tv: float | None = None
     pixel: int = 2
     seed: int = 0
     device: str = "cpu"
@@ -45,7 +49,7 @@ class Scan:
     truth: Tensor
     posterior: Potential
     zero_filled: Tensor
-    trained_on: int
+    seen: str
 
 
 def run_demo(options: DemoOptions) -> None:
@@ -56,8 +60,7 @@ def run_demo(options: DemoOptions) -> None:
     scan = simulate_scan(options)
     height, width = scan.truth.shape[-2:]
     print_rows(
-        f"MNI152 T1, axial slice {height} x {width} at {options.pixel} mm; prior fitted to {scan.trained_on} slices "
-        f"at least {DISTANCE_MM} mm away",
+        f"MNI152 T1, axial slice {height} x {width} at {options.pixel} mm. What the prior saw: {scan.seen}",
         [],
     )
     print_rows(repr(scan.posterior), [])
@@ -108,8 +111,7 @@ def simulate_scan(options: DemoOptions) -> Scan:
     apart = np.abs(heights - heights[middle]) >= DISTANCE_MM
     rng = np.random.default_rng(options.seed)
     truth = with_phase(slices[middle : middle + 1], rng)[0]
-    training = with_phase(slices[apart], rng)
-    prior = energies.GaussianField.fit(training)
+    prior, tv, seen = choose_prior(options, with_phase(slices[apart], rng))
     shape = tuple(truth.shape[-2:])
     mask = likelihoods.cartesian_mask(shape, options.acceleration, seed=options.seed)
     operator = likelihoods.Sense(likelihoods.birdcage_maps(options.coils, shape), mask)
@@ -118,16 +120,31 @@ def simulate_scan(options: DemoOptions) -> Scan:
     y = operator.measure(truth, noise_std, noise)
     data = likelihoods.Gaussian(y, operator, noise_std)
     posterior: Potential = prior + data
-    if options.tv > 0:
-        posterior = prior + options.tv * energies.TotalVariation() + data
-    return Scan(truth, posterior, operator.adjoint(y), len(training))
+    if tv > 0:
+        posterior = prior + tv * energies.TotalVariation() + data
+    return Scan(truth, posterior, operator.adjoint(y), seen)
+
+
+def choose_prior(options: DemoOptions, apart: Tensor) -> tuple[Energy, float, str]:
+    """The prior that ``--prior`` names, the weight of total variation beside it, and what the prior was made of.
+
+    ``apart`` are slices (N, 1, H, W) of the volume that the measured one is not alike to, for a field to be fitted to.
+
+    Raises: FileNotFoundError, ValueError as ``energies.load``.
+    """
+    if options.prior == FIELD:
+        tv = FIELD_TV if options.tv is None else options.tv
+        seen = f"{len(apart)} slices of this volume, at least {DISTANCE_MM} mm away."
+        return energies.GaussianField.fit(apart), tv, seen
+    seen = str(energies.read_card(options.prior).info.get("data", "its file does not say."))
+    return energies.load(options.prior), options.tv or 0.0, seen
 
 
 def brain_slices(pixel: int) -> tuple[Tensor, np.ndarray]:
     """Axial slices of the MNI152 T1 brain with tissue in them, and their heights.
 
-    Shapes: (N, 1, H, W) float32, H and W multiples of eight; heights (N,). Units: 1 is the 99th percentile of the head;
-        heights in mm above the bottom of the volume.
+    Shapes: (N, 1, H, W) float32, H and W about 192 mm, multiples of eight pixels; heights (N,).
+    Units: 1 is the 99th percentile of the head; heights in mm above the bottom of the volume.
     Raises: ImportError without nilearn; ValueError for a pixel size that is no whole number of mm.
     """
     step = count("demo", "pixel", pixel)
@@ -139,6 +156,8 @@ def brain_slices(pixel: int) -> tuple[Tensor, np.ndarray]:
     volume = volume / np.percentile(volume[volume > 0], 99)
     # Front of the head up, and the patient's right on the left, as radiologists look at it.
     images = np.rot90(volume, axes=(0, 1)).transpose(2, 0, 1)[::step]
+    top, left = ((n - FRAME_MM) // 2 for n in images.shape[1:])
+    images = images[:, top : top + FRAME_MM, left : left + FRAME_MM]
     heights = np.arange(volume.shape[2])[::step]
     full = (images > 0.1).mean(axis=(1, 2)) > 0.1
     return _coarser(torch.from_numpy(images[full].copy())[:, None], step), heights[full]

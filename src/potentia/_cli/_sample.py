@@ -9,11 +9,13 @@ from torch import Tensor
 
 from potentia import annealers, energies, inference, likelihoods
 from potentia._cli._report import print_rows
-from potentia._potential import Potential
+from potentia._potential import Energy, Potential
 from potentia._validate import shape_text
 from potentia.io import Ensemble, check_target, read_array, read_image
 
 IMAGES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".nii", ".nii.gz")
+SIGMA_MAX = 10.0
+SIGMA_MIN = 0.02
 
 
 @dataclass(frozen=True)
@@ -29,8 +31,8 @@ class SampleOptions:
     prior: str = "gaussian-field"
     prior_data: tuple[str, ...] = ()
     sampler: str = "alps"
-    sigma_max: float = 10.0
-    sigma_min: float = 0.02
+    sigma_max: float | None = None
+    sigma_min: float | None = None
     levels: int = 20
     steps: int = 5
     chains: int = 16
@@ -56,7 +58,7 @@ def run_sample(options: SampleOptions) -> Ensemble:
     constant = {} if options.truth is None else {"truth": _load(options.truth, options)}
     ensemble = inference.sample(
         posterior,
-        build_sampler(options),
+        build_sampler(options, posterior),
         num_chains=options.chains,
         num_draws=options.draws,
         seed=options.seed,
@@ -148,7 +150,7 @@ def build_prior(options: SampleOptions, likelihood: likelihoods.Gaussian) -> Pot
                 raise ValueError(f"--prior: weight {weight.strip()!r} in {item.strip()!r} is no number") from err
         total = term if total is None else total + term
     if total is None:
-        raise ValueError("--prior: is empty, expected gaussian-field, tv or wavelet")
+        raise ValueError(f"--prior: is empty, expected {_known_priors()}")
     return total
 
 
@@ -159,7 +161,13 @@ def _prior(name: str, options: SampleOptions, likelihood: likelihoods.Gaussian) 
         return energies.Sparsity()
     if name == "gaussian-field":
         return _field(options, likelihood)
-    raise ValueError(f"--prior: {name!r} is unknown, expected gaussian-field, tv or wavelet")
+    if name in energies.shipped() or name.startswith("hf://") or name.endswith(".safetensors"):
+        return energies.load(name)
+    raise ValueError(f"--prior: {name!r} is unknown, expected {_known_priors()}")
+
+
+def _known_priors() -> str:
+    return ", ".join(["gaussian-field", "tv", "wavelet", *energies.shipped(), "FILE.safetensors or hf://OWNER/NAME"])
 
 
 def _field(options: SampleOptions, likelihood: likelihoods.Gaussian) -> energies.GaussianField:
@@ -181,15 +189,20 @@ def _field(options: SampleOptions, likelihood: likelihoods.Gaussian) -> energies
     return energies.GaussianField.power_law(shape, std=max(std, 1e-6), mean=mean)
 
 
-def build_sampler(options: SampleOptions) -> inference.Sampler:
-    """The sampler that ``--sampler`` names.
+def build_sampler(options: SampleOptions, posterior: Potential) -> inference.Sampler:
+    """The sampler that ``--sampler`` names, over scales that the posterior's priors have.
 
     Raises: ValueError for a name that is none.
     """
+    # Scales that nobody asked for give way to those of a learned prior.
+    ranges = [e.scales for e in posterior.modules() if isinstance(e, Energy) and e.scales is not None]
+    low, high = max((r[0] for r in ranges), default=0.0), min((r[1] for r in ranges), default=SIGMA_MAX)
+    sigma_max = min(SIGMA_MAX, high) if options.sigma_max is None else options.sigma_max
+    sigma_min = max(SIGMA_MIN, low) if options.sigma_min is None else options.sigma_min
     if options.sampler == "langevin":
-        return inference.Langevin(sigma=options.sigma_min)
+        return inference.Langevin(sigma=sigma_min)
     rules = {"alps": "leimkuhler-matthews", "alps-euler": "euler", "alps-published": "published"}
     if options.sampler not in rules:
         raise ValueError(f"--sampler: {options.sampler!r} is unknown, expected {', '.join(rules)} or langevin")
-    anneal = annealers.Geometric(options.sigma_max, options.sigma_min, options.levels)
+    anneal = annealers.Geometric(sigma_max, sigma_min, options.levels)
     return inference.ALPS(anneal, options.steps, rule=rules[options.sampler])
