@@ -193,11 +193,11 @@ def test_ordering_of_a_gaussian() -> None:
     generator = torch.Generator().manual_seed(0)
     clean = 0.1 * STD * torch.randn(50, 1, 8, 8, generator=generator)
     strange = 5 * torch.randn(40, 1, 8, 8, generator=generator)
-    found = ordering(exact(), clean, strange, 0.5, (0.1,))["0.1"]
+    found = ordering(exact(), clean, strange, (0.1,))["0.1"]
     assert found["ordered"] == 1.0
     assert found["auroc"] == 1.0
     assert found["clean"] < found["noisy"] < found["strange"]
-    assert ordering(exact(), strange, clean, 0.5, (0.1,))["0.1"]["ordered"] == 0.0
+    assert ordering(exact(), strange, clean, (0.1,))["0.1"]["ordered"] == 0.0
 
 
 def test_images_of_another_kind_are_made_alike() -> None:

@@ -10,7 +10,6 @@ from torch import Tensor
 from potentia._potential import Energy
 from potentia._random import standard_normal
 from potentia._tensor import inner, squared_norm
-from potentia.training._objectives import differentiable_denoise
 
 Denoise = Callable[[Tensor, Tensor], Tensor]
 BATCH = 64
@@ -100,17 +99,17 @@ def roc_area(low: Tensor, high: Tensor) -> float:
     return float((ranks - m * (m + 1) / 2) / (n * m))
 
 
-def ordering(energy: Energy, clean: Tensor, strange: Tensor, noise: float, sigmas: Sequence[float]) -> dict[str, Any]:
+def ordering(energy: Energy, clean: Tensor, strange: Tensor, sigmas: Sequence[float]) -> dict[str, Any]:
     """How often energy says clean < noisy < out of distribution, and how well it tells clean from strange images.
 
-    ``strange`` images are those of another kind, one a clean image; noisy ones are the clean with noise of std
-    ``noise``.
+    ``strange`` images are those of another kind, one a clean image; noisy ones are the clean with noise of the scale
+    itself, the images that the potential of that scale is made for.
     """
     pairs = min(len(clean), len(strange))
     clean, strange = clean[:pairs], strange[:pairs]
     found: dict[str, Any] = {}
     for s in sigmas:
-        low, noisy, high = (energy_values(energy, x, s) for x in (clean, noisy_images(clean, noise, seed=1), strange))
+        low, noisy, high = (energy_values(energy, x, s) for x in (clean, noisy_images(clean, s, seed=1), strange))
         found[f"{s:g}"] = {
             "ordered": float(((low < noisy) & (noisy < high)).double().mean()),
             "auroc": roc_area(low, high),
@@ -119,18 +118,3 @@ def ordering(energy: Energy, clean: Tensor, strange: Tensor, noise: float, sigma
             "strange": float(high.median()),
         }
     return found
-
-
-__all__ = [
-    "asymmetry",
-    "denoising_psnr",
-    "differentiable_denoise",
-    "energy_asymmetry",
-    "energy_values",
-    "in_batches",
-    "noisy_images",
-    "ordering",
-    "psnr",
-    "relative_residual",
-    "roc_area",
-]

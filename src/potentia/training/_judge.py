@@ -51,8 +51,7 @@ def evaluate(
         other = read_images(strange.data, where.data)
         found["ordering"] = {
             "strange": strange.name,
-            "noise": recipe.noise,
-            **ordering(model, images, alike(other.validation, images), recipe.noise, ORDER_SIGMAS),
+            **ordering(model, images, alike(other.validation, images), ORDER_SIGMAS),
         }
     where.out.mkdir(parents=True, exist_ok=True)
     (where.out / "evaluation.json").write_text(json.dumps(found, indent=1) + "\n", "utf-8")

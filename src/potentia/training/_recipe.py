@@ -18,7 +18,7 @@ from potentia.training._settings import Settings
 TABLES = {"card", "data", "augment", "network", "teacher", "energy", "evaluate"}
 ENERGY_KEYS = {"form", "scales", "consistency"}
 NETWORK_KEYS = {"widths", "blocks", "attention", "embedding", "patch", "sigma_data"}
-EVALUATE_KEYS = {"sigmas", "peak", "images", "noise"}
+EVALUATE_KEYS = {"sigmas", "peak", "images"}
 SIGMAS = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 
 
@@ -40,7 +40,6 @@ class Recipe:
     sigmas: tuple[float, ...]
     peak: float
     images: int
-    noise: float
 
     @property
     def is_complex(self) -> bool:
@@ -144,7 +143,6 @@ def _recipe(where: str, spec: Mapping[str, Any], stem: str) -> Recipe:
         sigmas=tuple(judged.get("sigmas", SIGMAS)),
         peak=float(judged.get("peak", 2.0)),
         images=int(judged.get("images", 256)),
-        noise=float(judged.get("noise", 0.1)),
     )
 
 
