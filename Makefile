@@ -21,9 +21,10 @@ format: .venv/.dev-installed ## put imports and layout in order
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-bench: .venv/.demo-installed ## time a step, the store and the import against what they are to be measured by
+bench: .venv/.dev-installed ## time a step, a learned energy, the store and the import against what they are to be measured by
 	$(BIN)/python benchmarks/imports.py
 	$(BIN)/python benchmarks/step.py
+	$(BIN)/python benchmarks/learned.py
 	$(BIN)/python benchmarks/store.py
 
 clean: ## remove the environment, caches and whatever the demonstration wrote
