@@ -94,6 +94,7 @@ def table(found: Mapping[str, Any]) -> list[tuple[str, ...]]:
                     f"sigma {s}: clean < noisy < {found['ordering']['strange']}",
                     f"{100 * value['ordered']:.1f} %",
                     f"AUROC {value['auroc']:.4f}",
+                    f"by typicality {value['typicality']:.4f}",
                     f"medians {value['clean']:.4g}, {value['noisy']:.4g}, {value['strange']:.4g} nats",
                 )
             )
