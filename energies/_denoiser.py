@@ -6,7 +6,7 @@ from typing import ClassVar, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from potentia._potential import Energy, Scales, ScoreOnly, Sigma
+from potentia._potential import Energy, Pullback, Scales, ScoreOnly, Sigma, pulled_back
 from potentia._tensor import inner, squared_norm
 from potentia._validate import shape_text
 from potentia.energies._lean import lean
@@ -181,6 +181,17 @@ class ScoreModel(ScoreOnly):
         """D(x, s)."""
         self.check(x)
         return evaluate(self.name, self.denoiser, x.detach(), self.sigma_of(x, sigma)).to(x.dtype)
+
+    def denoise_with_vjp(self, x: Tensor, sigma: Sigma = None) -> tuple[Tensor, Pullback]:
+        """D and ``v -> J^T v``, from the graph of the denoiser.
+
+        Raises: TypeError if the denoiser detaches its output from its input.
+        """
+        self.check(x)
+        z = x.detach().requires_grad_(True)
+        with torch.enable_grad():
+            clean = evaluate(self.name, self.denoiser, z, self.sigma_of(x, sigma)).to(x.dtype)
+        return pulled_back(self.name, clean, z)
 
     @torch.no_grad()
     def grad(self, x: Tensor, sigma: Sigma = None) -> Tensor:

@@ -6,7 +6,7 @@ from typing import ClassVar, Self, cast
 import torch
 from torch import Tensor
 
-from potentia._potential import Energy, Scales, Sigma
+from potentia._potential import Energy, Pullback, Scales, Sigma
 from potentia._tensor import EVENT_DIMS
 from potentia._validate import count, positive, same_shape, shape_text, tensor
 from potentia.energies._covariance import Solved, covariances_of
@@ -101,6 +101,30 @@ class GaussianMixture(Energy):
         logs, product = self._log_terms(x, s)
         clean = wide(flatten_batch(x)).flatten(1) - s.square()[:, None] * _average(logs, product)
         return clean.reshape(x.shape).to(x.dtype)
+
+    @torch.no_grad()
+    def denoise_with_vjp(self, x: Tensor, sigma: Sigma = None) -> tuple[Tensor, Pullback]:
+        """The denoiser and ``v -> J v`` in closed form.
+
+        J = I - s^2 H with the Hessian H = sum_k r_k (P_k - p_k p_k^T) + g g^T, P_k = (Σ_k + s^2 I)^-1, p_k = P_k (x - mean_k), g = sum_k r_k p_k.
+        """
+        s = self._scale(x, sigma)
+        logs, product = self._log_terms(x, s)
+        share = logs.softmax(-1)
+        grad = torch.einsum("nk,nkd->nd", share, product)
+        noise = s.square()[:, None]
+
+        @torch.no_grad()
+        def pull(v: Tensor) -> Tensor:
+            flat = wide(flatten_batch(v)).flatten(1)
+            each, _ = self.covariances(flat[:, None].expand(-1, self.num_components, -1), s.square())
+            along = torch.einsum("nkd,nd->nk", product, flat)
+            curved = torch.einsum("nk,nkd->nd", share, each) - torch.einsum("nk,nkd->nd", share * along, product)
+            curved = curved + grad * (grad * flat).sum(-1, keepdim=True)
+            return (flat - noise * curved).reshape(v.shape).to(v.dtype)
+
+        clean = wide(flatten_batch(x)).flatten(1) - noise * grad
+        return clean.reshape(x.shape).to(x.dtype), pull
 
     @torch.no_grad()
     def responsibilities(self, x: Tensor, sigma: Sigma = None) -> Tensor:

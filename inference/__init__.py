@@ -4,6 +4,7 @@ if __name__ != "potentia.inference":
     raise ImportError("use potentia.inference, not the bare folder name")
 
 from potentia.inference._alps import ALPS
+from potentia.inference._chained import Chained
 from potentia.inference._langevin import Langevin
 from potentia.inference._map import map_estimate
 from potentia.inference._precondition import Preconditioner
@@ -11,4 +12,4 @@ from potentia.inference._protocol import Info, Sampler, State
 from potentia.inference._rules import Rule
 from potentia.inference._sample import sample
 
-__all__ = ["ALPS", "Info", "Langevin", "Preconditioner", "Rule", "Sampler", "State", "map_estimate", "sample"]
+__all__ = ["ALPS", "Chained", "Info", "Langevin", "Preconditioner", "Rule", "Sampler", "State", "map_estimate", "sample"]

@@ -13,7 +13,7 @@ from potentia._random import Generators, generator_device
 from potentia._validate import count, positive
 from potentia.annealers import Annealer
 from potentia.inference._precondition import Preconditioner, linear_term
-from potentia.inference._protocol import Info, State
+from potentia.inference._protocol import Info, Sampler, State
 from potentia.inference._rules import Rule, euler, leimkuhler_matthews
 
 
@@ -24,7 +24,7 @@ class _Step(NamedTuple):
 
 
 @dataclass(frozen=True)
-class ALPS:
+class ALPS(Sampler):
     """Annealed Langevin posterior sampling: walk the static posteriors from large noise scales to small ones.
 
     At scale s the target is ``exp(-U_s(x) - L(x))``; a step is ``x - eps P grad U`` plus noise with
@@ -71,9 +71,9 @@ class ALPS:
         return len(self._steps)
 
     @property
-    def default_warmup(self) -> int:
-        """None: a draw does not remember the one before."""
-        return 0
+    def independent_draws(self) -> bool:
+        """True: a draw does not remember the one before."""
+        return True
 
     def start(self, posterior: Potential, shape: Sequence[int], dtype: torch.dtype, generator: Generators) -> Tensor:
         """``P b + sqrt(T) P^(1/2) n`` at the first scale, as published. ``shape`` is (chains, C, H, W)."""

@@ -10,12 +10,12 @@ from potentia._potential import Potential, Sigma
 from potentia._random import Generators, generator_device
 from potentia._validate import count, positive, real_number
 from potentia.inference._precondition import Preconditioner, linear_term
-from potentia.inference._protocol import Info, State
+from potentia.inference._protocol import Info, Sampler, State
 from potentia.inference._rules import Rule, euler, leimkuhler_matthews
 
 
 @dataclass(frozen=True)
-class Langevin:
+class Langevin(Sampler):
     """Unadjusted preconditioned Langevin dynamics: ``x - eps P grad U`` plus noise.
 
     By default P comes from the posterior's own terms (``Preconditioner.of``): the quadratic forms of the terms that

@@ -139,13 +139,15 @@ class _Run:
                 problem.posterior, problem.starts(self.sampler, self.generators), self.generators
             )
         while self.done < self.total:
-            info = self._one_draw(advance)
+            if self.done == self.warmup:
+                self.state = self.state._replace(memory=self.sampler.freeze(self.state.memory))
+            stats = self._one_draw(advance)
             self.done += 1
             if self.done <= self.warmup:
                 continue
             if self.writer is None:
                 self.writer = self._create(store, overwrite)
-            self.writer.append(self.state.x, self._stats(info))
+            self.writer.append(self.state.x, stats)
             if self.writer.ready_to_commit:
                 # What is kept in memory ends with the process: there is nothing to resume.
                 state = b"" if store is None else checkpoint.encode(self.state, self.generators, self.done, self.n_grad)
@@ -154,13 +156,20 @@ class _Run:
             raise RuntimeError("sample: nothing was drawn")
         return self.writer.close(sampling_time=time.perf_counter() - begun)
 
-    def _one_draw(self, advance: Any) -> Info:
+    def _one_draw(self, advance: Any) -> dict[str, Any]:
+        """Run the steps of one draw; what the store keeps of them."""
         state = self.state
         if state is None:
             raise RuntimeError("sample: the chains were not started")
+        accepted: list[Tensor] = []
+        diverging = torch.zeros(len(state.x), dtype=torch.bool, device=state.x.device)
         for _ in range(self.sampler.steps_per_draw):
             state, info = self.sampler.step(self.problem.posterior, state)
             self.n_grad += info.n_grad
+            if info.acceptance is not None:
+                accepted.append(info.acceptance)
+            if info.diverging is not None:
+                diverging = diverging | info.diverging
             advance()
         self.state = state
         bad = ~torch.isfinite(state.x).flatten(1).all(dim=1)
@@ -170,22 +179,25 @@ class _Run:
                 f"sample: chain {chain} is no longer finite at draw {self.done - self.warmup} (sigma {info.sigma}), "
                 f"with {int(bad.sum())} of {len(bad)} chains affected; a smaller step size may help"
             )
-        return info
-
-    def _stats(self, info: Info) -> dict[str, Any]:
-        x = (self.state or self._never()).x
-        posterior = self.problem.posterior
-        with torch.no_grad():
-            lp = -posterior(x, info.sigma).double().cpu() if posterior.has_value else math.nan
-        accepted = 1.0 if info.acceptance is None else info.acceptance
         return {
-            "lp": lp,
-            "acceptance_rate": accepted,
-            "step_size": info.step_size,
-            "diverging": False,
+            "lp": self._log_density(state, info),
+            # A chain is told by the steps that had a test, all of one draw together.
+            "acceptance_rate": torch.stack(accepted).double().mean(0).cpu() if accepted else 1.0,
+            "step_size": info.step_size.double().cpu() if isinstance(info.step_size, Tensor) else info.step_size,
+            "diverging": diverging.cpu(),
             "sigma": math.nan if info.sigma is None else info.sigma,
             "n_grad": self.n_grad,
         }
+
+    def _log_density(self, state: State, info: Info) -> Tensor | float:
+        posterior = self.problem.posterior
+        if not posterior.has_value:
+            return math.nan
+        if state.value is not None:
+            return -state.value.double().cpu()
+        with torch.no_grad():
+            value: Tensor = posterior(state.x, info.sigma)
+            return -value.double().cpu()
 
     @staticmethod
     def _never() -> State:

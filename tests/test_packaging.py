@@ -27,7 +27,7 @@ PUBLIC = {
         "load", "read_card", "read_edm_pickle", "save", "shipped",
     ],
     "potentia.inference": [
-        "ALPS", "Info", "Langevin", "Preconditioner", "Rule", "Sampler", "State", "map_estimate", "sample",
+        "ALPS", "Chained", "Info", "Langevin", "Preconditioner", "Rule", "Sampler", "State", "map_estimate", "sample",
     ],
     "potentia.io": [
         "Ensemble", "EnsembleWriter", "StoreError", "StoreExistsError", "check_target", "open_ensemble",

@@ -1,6 +1,7 @@
 """Potentials: what the whole toolkit composes."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
 Sigma = float | Tensor | None
 Scales = tuple[float, float]
+Pullback = Callable[[Tensor], Tensor]
 
 
 class Potential(Module, ABC):
@@ -181,6 +183,30 @@ class Energy(Potential):
         s = self.sigma_of(x, sigma)
         return x.detach() - s**2 * self.grad(x, sigma)
 
+    def denoise_with_vjp(self, x: Tensor, sigma: Sigma = None) -> tuple[Tensor, Pullback]:
+        """The denoiser D and ``v -> J^T v``, J its Jacobian at x, for as many v as one likes.
+
+        s^2 J is the covariance of the clean image given x (Tweedie of second order); for an energy it is symmetric,
+        J = I - s^2 H with H the Hessian of U_s. An energy pays one gradient with its graph and, for every v, one
+        backward pass through both; the graph is held until the function returned is let go of.
+
+        Shapes: x (*batch, C, H, W); D and v and J^T v likewise.
+        Raises: ValueError as ``denoise``.
+        Source: Efron 2011; Rozet et al. 2024 (arXiv 2405.13712), eq. 14.
+        """
+        s = self.sigma_of(x, sigma)
+        z = x.detach().requires_grad_(True)
+        with torch.enable_grad():
+            (grad,) = torch.autograd.grad(self(z, sigma).sum(), z, create_graph=True)
+
+        def pull(v: Tensor) -> Tensor:
+            if not grad.requires_grad:  # U is linear in x
+                return v
+            (product,) = torch.autograd.grad(grad, z, v.to(grad.dtype), retain_graph=True, allow_unused=True)
+            return v if product is None else v - s**2 * product
+
+        return (x.detach() - s**2 * grad.detach()), pull
+
     def sigma_of(self, x: Tensor, sigma: Sigma) -> float | Tensor:
         """The scale to use for x: a float, or a tensor (*batch, 1, 1, 1); the finest scale for None.
 
@@ -221,6 +247,16 @@ class ScoreOnly(Energy):
     def denoise(self, x: Tensor, sigma: Sigma = None) -> Tensor:
         """Posterior mean of a clean image given x = clean + sigma n."""
 
+    def denoise_with_vjp(self, x: Tensor, sigma: Sigma = None) -> tuple[Tensor, Pullback]:
+        """The denoiser D and ``v -> J^T v``, from the graph of ``denoise``.
+
+        Raises: TypeError if ``denoise`` detaches what it returns from x.
+        """
+        z = x.detach().requires_grad_(True)
+        with torch.enable_grad():
+            clean = self.denoise(z, sigma)
+        return pulled_back(self.name, clean, z)
+
     @property
     def has_value(self) -> bool:
         return False
@@ -243,6 +279,21 @@ class ScoreOnly(Energy):
         Raises: TypeError, always.
         """
         return self.forward(x, sigma), x
+
+
+def pulled_back(where: str, clean: Tensor, z: Tensor) -> tuple[Tensor, Pullback]:
+    """Split a graph from z to its denoised image into that image and the vector-Jacobian product.
+
+    Raises: TypeError if there is no graph.
+    """
+    if not clean.requires_grad:
+        raise TypeError(f"{where}: denoise detaches its result from its input, expected a differentiable one")
+
+    def pull(v: Tensor) -> Tensor:
+        (product,) = torch.autograd.grad(clean, z, v.to(clean.dtype), retain_graph=True, allow_unused=True)
+        return torch.zeros_like(v) if product is None else product.to(v.dtype)
+
+    return clean.detach(), pull
 
 
 class Likelihood(Potential):
