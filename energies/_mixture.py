@@ -106,7 +106,8 @@ class GaussianMixture(Energy):
     def denoise_with_vjp(self, x: Tensor, sigma: Sigma = None) -> tuple[Tensor, Pullback]:
         """The denoiser and ``v -> J v`` in closed form.
 
-        J = I - s^2 H with the Hessian H = sum_k r_k (P_k - p_k p_k^T) + g g^T, P_k = (Σ_k + s^2 I)^-1, p_k = P_k (x - mean_k), g = sum_k r_k p_k.
+        J = I - s^2 H with the Hessian H = sum_k r_k (P_k - p_k p_k^T) + g g^T, where r_k are the responsibilities,
+        P_k = (Σ_k + s^2 I)^-1, p_k = P_k (x - mean_k) and g = sum_k r_k p_k.
         """
         s = self._scale(x, sigma)
         logs, product = self._log_terms(x, s)

@@ -43,8 +43,9 @@ class Info(NamedTuple):
     """What one step did.
 
     ``n_grad`` counts gradient evaluations a chain, each of them one of a prior's denoiser; ``n_vjp`` the
-    vector-Jacobian products of that denoiser beside them. ``acceptance`` is the probability of the Metropolis test, ``accepted`` its
-    outcome, ``log_ratio`` the logarithm before it was cut at zero; all None for a sampler that accepts everything.
+    vector-Jacobian products of that denoiser beside them. ``acceptance`` is the probability of the Metropolis test,
+    ``accepted`` its outcome, ``log_ratio`` the logarithm before it was cut at zero; all None for a sampler that accepts
+    everything.
     ``diverging`` marks chains whose proposal was not finite, or so unlikely that the step size must be too large there.
 
     Shapes: acceptance, accepted, log_ratio, diverging (chains,).
