@@ -40,11 +40,7 @@ def test_the_gradient_field_is_conservative(name: str) -> None:
     check_multiscale(energy, x, 0.3)
 
 
-# What is not there yet: the brain's energy falls 0.24 to 0.31 dB short at sigma 0.05 to 0.2.
-SHORT = {"brain-t1": pytest.mark.xfail(strict=True, reason="0.31 dB below its teacher at sigma 0.1, 0.2 are asked for")}
-
-
-@pytest.mark.parametrize("name", [pytest.param(n, marks=SHORT[n]) if n in SHORT else n for n in SHIPPED])
+@pytest.mark.parametrize("name", SHIPPED)
 def test_it_denoises_as_its_teacher(name: str) -> None:
     metrics = energies.read_card(name).info["metrics"]
     assert metrics["asymmetry"] < 1e-10
