@@ -1,15 +1,80 @@
-"""Inference: samplers, point estimates, and ``sample``, which runs a sampler and keeps what it draws."""
+"""Inference: samplers, point estimates, diagnostics, and ``sample``, which runs a sampler and keeps what it draws."""
+
+from typing import TYPE_CHECKING, Any
 
 if __name__ != "potentia.inference":
     raise ImportError("use potentia.inference, not the bare folder name")
 
 from potentia.inference._alps import ALPS
+from potentia.inference._calibrated import Calibrated
+from potentia.inference._calibration import SBCResult, simulation_based_calibration
 from potentia.inference._chained import Chained
+from potentia.inference._diagnostics import ess, mcse, nested_rhat, rhat
+from potentia.inference._geweke import GewekeResult, geweke_test
 from potentia.inference._langevin import Langevin
 from potentia.inference._map import map_estimate
+from potentia.inference._mmps import MMPS
 from potentia.inference._precondition import Preconditioner
 from potentia.inference._protocol import Info, Sampler, State
+from potentia.inference._pyro import Homogeneous, Normaliser, PotentialFunction, PyroModel, potential_fn, pyro_model
+from potentia.inference._rank_histogram import RankHistogram, rank_histogram
 from potentia.inference._rules import Rule
 from potentia.inference._sample import sample
+from potentia.inference._summary import DiagnosticWarning, Summary, summary, without_diagnostics
+from potentia.inference._tarp import TARPResult, tarp
+from potentia.inference._twisted import TwistedSMC
 
-__all__ = ["ALPS", "Chained", "Info", "Langevin", "Preconditioner", "Rule", "Sampler", "State", "map_estimate", "sample"]
+if TYPE_CHECKING:
+    from potentia.inference._pyro_kernel import PyroMALA
+
+__all__ = [
+    "ALPS",
+    "MMPS",
+    "Calibrated",
+    "Chained",
+    "DiagnosticWarning",
+    "GewekeResult",
+    "Homogeneous",
+    "Info",
+    "Langevin",
+    "Normaliser",
+    "PotentialFunction",
+    "Preconditioner",
+    "PyroMALA",
+    "PyroModel",
+    "RankHistogram",
+    "Rule",
+    "SBCResult",
+    "Sampler",
+    "State",
+    "Summary",
+    "TARPResult",
+    "TwistedSMC",
+    "ess",
+    "geweke_test",
+    "map_estimate",
+    "mcse",
+    "nested_rhat",
+    "potential_fn",
+    "pyro_model",
+    "rank_histogram",
+    "rhat",
+    "sample",
+    "simulation_based_calibration",
+    "summary",
+    "tarp",
+    "without_diagnostics",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Load what subclasses Pyro's classes, and Pyro with it, when it is first asked for."""
+    if name == "PyroMALA":
+        from potentia.inference._pyro_kernel import PyroMALA
+
+        return PyroMALA
+    raise AttributeError(f"module 'potentia.inference' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

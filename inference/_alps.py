@@ -65,6 +65,23 @@ class ALPS(Sampler):
             raise ValueError("ALPS: the published rule has step size 1, got a level with another")
         object.__setattr__(self, "_steps", tuple(steps))
 
+    @staticmethod
+    def calibrated(budget: int = 100, modes: bool = False) -> Sampler:
+        """The recipe that measurements on posteriors known in closed form support: the default of ``sample``.
+
+        ``budget`` gradient evaluations a draw: ``Calibrated``, whose spread is right within a mode. Chains settle in
+        modes whose weights are decided at large scales, and are not those of the posterior where it has several.
+        ``modes=True`` weighs them: ``TwistedSMC``, 512 chains or more, each of 20 denoisings and about 370
+        vector-Jacobian products, then the end of the recipe at ``budget / 2`` evaluations. It asks for one multi-scale
+        prior and linear-Gaussian likelihoods.
+        """
+        from potentia.inference._calibrated import Calibrated
+        from potentia.inference._twisted import TwistedSMC
+
+        if not modes:
+            return Calibrated(budget)
+        return TwistedSMC() >> Calibrated(max(10, budget // 2), anneal=False)
+
     @property
     def steps_per_draw(self) -> int:
         """Steps of one anneal: gradient evaluations a draw."""

@@ -46,6 +46,7 @@ class Problem:
             "posterior": repr(self.posterior),
             "fingerprint": self.fingerprint,
             "sampler": repr(sampler),
+            "independent_draws": sampler.independent_draws,
             "seed": seed,
             "num_chains": self.num_chains,
             "num_draws": draws,

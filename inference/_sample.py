@@ -13,11 +13,12 @@ from torch import Tensor
 from potentia._potential import Potential
 from potentia._random import chain_generators
 from potentia._validate import count, shape_text
-from potentia.annealers import Geometric
 from potentia.inference import _checkpoint as checkpoint
 from potentia.inference._alps import ALPS
+from potentia.inference._langevin import Langevin
 from potentia.inference._prepare import Problem, prepare
 from potentia.inference._protocol import Info, Sampler, State
+from potentia.inference._summary import warn_if_suspect
 from potentia.io import EnsembleWriter, check_target
 
 if TYPE_CHECKING:
@@ -51,7 +52,8 @@ def sample(
 
     Args:
         posterior: What to sample: usually ``prior + likelihood``.
-        sampler: How: ``ALPS`` over 20 geometric scales by default, 100 gradient evaluations a draw.
+        sampler: How: by default ``ALPS.calibrated()``, 100 gradient evaluations a draw; for a posterior without
+            multi-scale terms ``Langevin()``.
         num_chains: Chains side by side.
         num_draws: Draws to keep of each chain.
         num_warmup: Draws to throw away first; None is the sampler's own default.
@@ -74,6 +76,9 @@ def sample(
         ValueError: For arguments out of range or that do not fit together, before anything is written.
         StoreError: For a store that exists, or cannot be resumed.
         FloatingPointError: If a chain stops being finite, with the chain, draw and scale; what was committed is kept.
+
+    Warns:
+        DiagnosticWarning: Where R-hat, the effective sample size or divergences give cause: see ``summary``.
     """
     sampler = default_sampler(posterior) if sampler is None else sampler
     problem = prepare(posterior, sampler, num_chains, init, seed, device, dtype, compile)
@@ -88,13 +93,14 @@ def sample(
     elif store is not None:
         check_target(store, overwrite=overwrite)
     with _bar(progress, run) as advance:
-        return run.finish(store, overwrite, advance)
+        ensemble = run.finish(store, overwrite, advance)
+    warn_if_suspect(ensemble, stacklevel=3)
+    return ensemble
 
 
-def default_sampler(posterior: Potential) -> ALPS:
-    """ALPS with the Leimkuhler-Matthews rule over 20 geometric scales from 10 to 0.02, cut to the posterior's own."""
-    low, high = posterior.scales if isinstance(posterior, Potential) and posterior.scales else (0.0, math.inf)
-    return ALPS(Geometric(min(10.0, high), max(0.02, low), 20), steps_per_level=5)
+def default_sampler(posterior: Potential) -> Sampler:
+    """The calibrated anneal for posteriors with noise scales; Langevin dynamics for the others."""
+    return Langevin() if isinstance(posterior, Potential) and posterior.scales is None else ALPS.calibrated()
 
 
 class _Run:

@@ -121,6 +121,10 @@ class Gaussian(Likelihood):
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return self
 
+    def __getstate__(self) -> dict[str, Any]:
+        # The structure may hold functions, which do not travel between processes; it is made again.
+        return {**self.__dict__, "_structure": None}
+
     def quadratic(self, sigma: Sigma = None) -> Quadratic:
         """The exact form: precision A^H W A, linear term A^H W y, constant ||y / noise_std||^2 / 2."""
         constant = 0.5 * squared_norm(self.y / self.noise_std, self.y.dim())

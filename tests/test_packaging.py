@@ -15,9 +15,9 @@ LAYERS = ("annealers", "energies", "inference", "io", "likelihoods")
 # Every public name, so that adding or taking one is a decision.
 PUBLIC = {
     "potentia": [
-        "ConvergenceWarning", "Energy", "Ensemble", "Likelihood", "Potential", "Quadratic", "ScoreOnly", "Sum",
-        "annealers", "energies", "inference", "io", "likelihoods", "map_estimate", "open_ensemble", "sample",
-        "testing",
+        "ConvergenceWarning", "DiagnosticWarning", "Energy", "Ensemble", "Likelihood", "Potential", "Quadratic",
+        "ScoreOnly", "Sum", "annealers", "energies", "inference", "io", "likelihoods", "map_estimate",
+        "open_ensemble", "sample", "summary", "testing",
     ],
     "potentia.annealers": ["Annealer", "Constant", "Cosine", "Geometric", "Karras", "Ladder", "Level", "Linear"],
     "potentia.energies": [
@@ -27,7 +27,11 @@ PUBLIC = {
         "load", "read_card", "read_edm_pickle", "save", "shipped",
     ],
     "potentia.inference": [
-        "ALPS", "Chained", "Info", "Langevin", "Preconditioner", "Rule", "Sampler", "State", "map_estimate", "sample",
+        "ALPS", "Calibrated", "Chained", "DiagnosticWarning", "GewekeResult", "Homogeneous", "Info", "Langevin", "MMPS",
+        "Normaliser", "PotentialFunction", "Preconditioner", "PyroMALA", "PyroModel", "RankHistogram", "Rule", "SBCResult",
+        "Sampler", "State", "Summary", "TARPResult", "TwistedSMC", "ess", "geweke_test", "map_estimate", "mcse", "nested_rhat",
+        "potential_fn", "pyro_model", "rank_histogram", "rhat", "sample", "simulation_based_calibration", "summary",
+        "tarp", "without_diagnostics",
     ],
     "potentia.io": [
         "Ensemble", "EnsembleWriter", "StoreError", "StoreExistsError", "check_target", "open_ensemble",

@@ -14,13 +14,14 @@ from potentia._quadratic import Quadratic
 
 if TYPE_CHECKING:
     from potentia import annealers, energies, inference, io, likelihoods, testing
-    from potentia.inference import map_estimate, sample
+    from potentia.inference import DiagnosticWarning, map_estimate, sample, summary
     from potentia.io import Ensemble, open_ensemble
 
 __version__ = "0.1.0"
 
 __all__ = [
     "ConvergenceWarning",
+    "DiagnosticWarning",
     "Energy",
     "Ensemble",
     "Likelihood",
@@ -36,13 +37,16 @@ __all__ = [
     "map_estimate",
     "open_ensemble",
     "sample",
+    "summary",
     "testing",
 ]
 
 _LAYERS = {"annealers", "energies", "inference", "io", "likelihoods", "testing"}
 _HOMES = {
     "sample": "potentia.inference",
+    "DiagnosticWarning": "potentia.inference",
     "map_estimate": "potentia.inference",
+    "summary": "potentia.inference",
     "Ensemble": "potentia.io",
     "open_ensemble": "potentia.io",
 }
