@@ -85,6 +85,17 @@ def test_every_sampler_and_prior(picture: Path, sampler: str) -> None:
     assert "GaussianBlur" in ensemble.attrs["posterior"]
 
 
+def test_the_calibrated_recipe_is_the_default(picture: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    store = picture.parent / "out.zarr"
+    arguments = ["sample", "--data", str(picture), "--noise-std", "0.1", "--store", str(store), "--chains", "3"]
+    assert run([*arguments, "--budget", "20"]) == 0
+    ensemble = pt.open_ensemble(store)
+    assert ensemble.attrs["sampler"].startswith("Calibrated(budget=20")
+    assert int(ensemble.tree["sample_stats"]["n_grad"].max()) == 20
+    assert run([*arguments, "--sampler", "calibrated", "--levels", "5", "--overwrite"]) == 2
+    assert "--levels: the sampler calibrated finds its own scales" in capsys.readouterr().err
+
+
 def test_inpainting_with_a_field_fitted_to_pictures(picture: Path) -> None:
     mask = np.ones((16, 12))
     mask[4:9, 4:9] = 0

@@ -104,16 +104,21 @@ def sample(
         ),
     ] = None,
     sampler: Annotated[
-        str, typer.Option(help="alps (Leimkuhler-Matthews noise), alps-euler, alps-published, or langevin.")
-    ] = "alps",
+        str | None,
+        typer.Option(
+            help="calibrated (the default), calibrated-modes (weighs several modes: 512 chains or more), alps "
+            "(Leimkuhler-Matthews noise; the default where its scales are given), alps-euler, alps-published, langevin."
+        ),
+    ] = None,
+    budget: Annotated[int, typer.Option(help="Gradient evaluations of a draw, for calibrated.")] = 100,
     sigma_max: Annotated[
         float | None, typer.Option(help="Largest noise scale, in the image's unit; by default 10, or the prior's.")
     ] = None,
     sigma_min: Annotated[
         float | None, typer.Option(help="Smallest noise scale, in the image's unit; by default 0.02, or the prior's.")
     ] = None,
-    levels: Annotated[int, typer.Option(help="Noise scales between them, geometric.")] = 20,
-    steps: Annotated[int, typer.Option(help="Steps at each scale.")] = 5,
+    levels: Annotated[int | None, typer.Option(help="Noise scales between them, geometric; 20.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Steps at each scale; 5.")] = None,
     chains: Annotated[int, typer.Option(help="Chains side by side.")] = 16,
     draws: Annotated[int, typer.Option(help="Draws of each chain.")] = 1,
     seed: Annotated[int, typer.Option(help="Seed of all random numbers.")] = 0,
@@ -140,6 +145,7 @@ def sample(
             prior,
             tuple(prior_data or ()),
             sampler,
+            budget,
             sigma_max,
             sigma_min,
             levels,

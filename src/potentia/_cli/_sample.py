@@ -30,11 +30,12 @@ class SampleOptions:
     blur: float | None = None
     prior: str = "gaussian-field"
     prior_data: tuple[str, ...] = ()
-    sampler: str = "alps"
+    sampler: str | None = None
+    budget: int = 100
     sigma_max: float | None = None
     sigma_min: float | None = None
-    levels: int = 20
-    steps: int = 5
+    levels: int | None = None
+    steps: int | None = None
     chains: int = 16
     draws: int = 1
     seed: int = 0
@@ -192,6 +193,8 @@ def _field(options: SampleOptions, likelihood: likelihoods.Gaussian) -> energies
 def build_sampler(options: SampleOptions, posterior: Potential) -> inference.Sampler:
     """The sampler that ``--sampler`` names, over scales that the posterior's priors have.
 
+    Without a name: the calibrated recipe, or ALPS for whoever says something about its scales.
+
     Raises: ValueError for a name that is none.
     """
     # Scales that nobody asked for give way to those of a learned prior.
@@ -199,10 +202,18 @@ def build_sampler(options: SampleOptions, posterior: Potential) -> inference.Sam
     low, high = max((r[0] for r in ranges), default=0.0), min((r[1] for r in ranges), default=SIGMA_MAX)
     sigma_max = min(SIGMA_MAX, high) if options.sigma_max is None else options.sigma_max
     sigma_min = max(SIGMA_MIN, low) if options.sigma_min is None else options.sigma_min
-    if options.sampler == "langevin":
+    said = [n for n in ("sigma_max", "sigma_min", "levels", "steps") if getattr(options, n) is not None]
+    name = options.sampler or ("alps" if said else "calibrated")
+    if name in ("calibrated", "calibrated-modes"):
+        if said:
+            option = said[0].replace("_", "-")
+            raise ValueError(f"--{option}: the sampler {name} finds its own scales, expected --sampler alps with it")
+        return inference.ALPS.calibrated(options.budget, modes=name == "calibrated-modes")
+    if name == "langevin":
         return inference.Langevin(sigma=sigma_min)
     rules = {"alps": "leimkuhler-matthews", "alps-euler": "euler", "alps-published": "published"}
-    if options.sampler not in rules:
-        raise ValueError(f"--sampler: {options.sampler!r} is unknown, expected {', '.join(rules)} or langevin")
-    anneal = annealers.Geometric(sigma_max, sigma_min, options.levels)
-    return inference.ALPS(anneal, options.steps, rule=rules[options.sampler])
+    if name not in rules:
+        names = ", ".join(("calibrated", "calibrated-modes", *rules))
+        raise ValueError(f"--sampler: {options.sampler!r} is unknown, expected {names} or langevin")
+    anneal = annealers.Geometric(sigma_max, sigma_min, options.levels or 20)
+    return inference.ALPS(anneal, options.steps or 5, rule=rules[name])
