@@ -9,9 +9,16 @@ from potentia.inference._alps import ALPS
 from potentia.inference._calibrated import Calibrated
 from potentia.inference._calibration import SBCResult, simulation_based_calibration
 from potentia.inference._chained import Chained
+from potentia.inference._chees import ChEES
+from potentia.inference._daps import DAPS
 from potentia.inference._diagnostics import ess, mcse, nested_rhat, rhat
+from potentia.inference._diffpir import DiffPIR
+from potentia.inference._dps import DPS
+from potentia.inference._evidence import Evidence, EvidenceWarning, log_evidence
 from potentia.inference._geweke import GewekeResult, geweke_test
+from potentia.inference._hmc import HMC
 from potentia.inference._langevin import Langevin
+from potentia.inference._mala import MALA
 from potentia.inference._map import map_estimate
 from potentia.inference._mmps import MMPS
 from potentia.inference._precondition import Preconditioner
@@ -20,8 +27,11 @@ from potentia.inference._pyro import Homogeneous, Normaliser, PotentialFunction,
 from potentia.inference._rank_histogram import RankHistogram, rank_histogram
 from potentia.inference._rules import Rule
 from potentia.inference._sample import sample
+from potentia.inference._smc import SMC
+from potentia.inference._split_gibbs import SplitGibbs
 from potentia.inference._summary import DiagnosticWarning, Summary, summary, without_diagnostics
 from potentia.inference._tarp import TARPResult, tarp
+from potentia.inference._tempering import ParallelTempering
 from potentia.inference._twisted import TwistedSMC
 
 if TYPE_CHECKING:
@@ -29,15 +39,25 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ALPS",
+    "DAPS",
+    "DPS",
+    "HMC",
+    "MALA",
     "MMPS",
+    "SMC",
     "Calibrated",
+    "ChEES",
     "Chained",
     "DiagnosticWarning",
+    "DiffPIR",
+    "Evidence",
+    "EvidenceWarning",
     "GewekeResult",
     "Homogeneous",
     "Info",
     "Langevin",
     "Normaliser",
+    "ParallelTempering",
     "PotentialFunction",
     "Preconditioner",
     "PyroMALA",
@@ -46,12 +66,14 @@ __all__ = [
     "Rule",
     "SBCResult",
     "Sampler",
+    "SplitGibbs",
     "State",
     "Summary",
     "TARPResult",
     "TwistedSMC",
     "ess",
     "geweke_test",
+    "log_evidence",
     "map_estimate",
     "mcse",
     "nested_rhat",

@@ -61,6 +61,10 @@ class DenoiserCovariance:
         """Add ``precision`` I: what is left of the variances once white noise around the image has been seen."""
         return DenoiserCovariance(self.basis, 1 / (1 / self.variances + precision), 1 / (1 / self.rest + precision))
 
+    def at_most(self, variance: float) -> "DenoiserCovariance":
+        """Cut all variances to ``variance``."""
+        return DenoiserCovariance(self.basis, self.variances.clamp_max(variance), self.rest.clamp_max(variance))
+
     def apply(self, x: Tensor) -> Tensor:
         """The covariance times x, (N, C, H, W)."""
         return self._scaled(x, self.rest, self.variances)
@@ -156,7 +160,10 @@ def low_rank(pull: Pullback, sigma: float, basis: Tensor, probe: Tensor) -> tupl
     pushed = torch.einsum("nkl,nkchw->nlchw", rotate.to(basis.dtype), images)
     z = probe.to(basis.dtype).expand(n, *probe.shape)
     z = z - torch.einsum("nk,nkchw->nchw", torch.einsum("nkchw,nchw->nk", turned, z), turned)
-    rest = inner(z, pull(z)) / inner(z, z)
+    size = inner(z, z)
+    # A probe may lie within the basis where that leaves hardly a direction: then the least value there is serves.
+    seen = size > 1e-6 * probe.numel()
+    rest = torch.where(seen, inner(z, pull(z)) / torch.where(seen, size, 1.0), values[:, 0].clamp_min(0.0))
     s2 = sigma**2
     floor = _FLOOR * s2
     c = (s2 * rest).clamp_min(floor)

@@ -16,6 +16,7 @@ from potentia.annealers import Annealer
 from potentia.inference._logdet import LogDet
 from potentia.inference._moments import (
     Conditioned,
+    DenoiserCovariance,
     Gauss,
     first_basis,
     fixed_probe,
@@ -33,6 +34,7 @@ from potentia.inference._resampling import (
 EVIDENCE = ADAPTED + "log_evidence"
 EFFECTIVE = ADAPTED + "effective"
 _LARGEST, _LEAST, _LEVELS = 10.0, 0.05, 20  # where no annealer is given
+_MOST = 1 - 1e-3  # of s^2: variances of a clean image above it tell nothing of the prior's own
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,8 @@ class TwistedSMC(Sampler):
         if self.annealer is not None:
             return sorted({level.sigma for level in self.annealer}, reverse=True)
         low, high = posterior.scales or (0.0, math.inf)
-        top, bottom = min(_LARGEST, high), max(_LEAST, low)
+        top = min(_LARGEST, high)
+        bottom = min(max(_LEAST, low), top)
         return [top * (bottom / top) ** (k / (_LEVELS - 1)) for k in range(_LEVELS)]
 
     @property
@@ -115,9 +118,17 @@ class TwistedSMC(Sampler):
         return True
 
     def start(self, posterior: Potential, shape: Sequence[int], dtype: torch.dtype, generator: Generators) -> Tensor:
-        """Noise of the largest scale: ``shape`` is (chains, C, H, W)."""
+        """Images of the first guess, given the measurements, plus noise of the largest scale.
+
+        ``shape`` is (chains, C, H, W).
+        """
         noise = standard_normal(shape, generator, dtype=dtype, device=generator_device(generator))
-        return self._scales(posterior)[0] * noise
+        prior, form = split("TwistedSMC", posterior, noise)
+        likelihood = _Seen.of(form, noise)
+        sigma = self._scales(posterior)[0]
+        guess, _ = self._first_guess(prior, noise[:1], sigma)
+        means = Gauss(guess.mean.expand(noise.shape), guess.covariance)
+        return likelihood.given(means).draw(generator) + sigma * noise
 
     def init(self, posterior: Potential, x0: Tensor, generator: Generators) -> State:
         """State of particles at the largest scale, (chains, C, H, W)."""
@@ -135,11 +146,11 @@ class TwistedSMC(Sampler):
             if state.step > 0:
                 x = self.start(posterior, x.shape, x.dtype, state.generator)
         prior, form = split("TwistedSMC", posterior, x)
-        basis = memory.get("basis")
-        likelihood = _Seen(form, LogDet.of(form.structure, x.shape[1:], x.dtype, device=x.device))
-        now, products = self._guess(prior, x, scales[k], basis, likelihood)
+        likelihood = _Seen.of(form, x)
+        now, products = self._guess(prior, x, scales[k], memory.get("basis"), likelihood)
+        expected = memory["log_expected"] if k > 0 else self._expected_first(prior, x, scales[0], likelihood)
         weights = _Weights.of(memory, len(x), self._runs(len(x)), x.device)
-        weights = weights.times(now.posterior.log_evidence - memory.get("log_expected", 0.0), self.least_effective)
+        weights = weights.times(now.posterior.log_evidence - expected, self.least_effective)
         info = Info(scales[k], 1.0, 1, n_vjp=products)
         if k + 1 == len(scales):
             pooled = weights.pooled()
@@ -163,13 +174,43 @@ class TwistedSMC(Sampler):
     ) -> tuple["_Guess", int]:
         """What the prior knows of the clean image, and the vector-Jacobian products that it took."""
         clean, pull = prior.denoise_with_vjp(x, sigma)
-        rank = min(self.rank, x[0].numel() - 1)
+        rank = max(1, min(self.rank, x[0].numel() - 1))
         products = rank + 1
         if basis is None:
             basis = first_basis(pull, x.shape, rank, self.first_rounds, x)
             products += rank * self.first_rounds
         covariance, following = low_rank(pull, sigma, basis, fixed_probe(x.shape[1:], x))
         return _Guess(Gauss(clean, covariance), following, likelihood.given(Gauss(clean, covariance))), products
+
+    def _first_guess(self, prior: Energy, like: Tensor, sigma: float) -> tuple[Gauss, Gauss]:
+        """The prior as one Gaussian, and what it knows of a clean image given one at the largest scale.
+
+        Of a Gaussian N(m, Σ), the denoiser at any x tells all: Σ^-1 = C^-1 - I / s^2 and m = x + Σ C^-1 (D - x). The
+        second Gaussian's mean is that for x = m, which is m itself.
+
+        Shapes: like (1, C, H, W).
+        """
+        x, basis = torch.zeros_like(like), None
+        for _ in range(2):
+            clean, pull = prior.denoise_with_vjp(x, sigma)
+            if basis is None:
+                rank = max(1, min(self.rank, x[0].numel() - 1))
+                basis = first_basis(pull, x.shape, rank, max(1, self.first_rounds), x)
+            covariance, basis = low_rank(pull, sigma, basis, fixed_probe(x.shape[1:], x))
+            covariance = covariance.at_most(_MOST * sigma**2)
+            wide = covariance.sharpened(-1 / sigma**2)
+            ratio = DenoiserCovariance(
+                covariance.basis, wide.variances / covariance.variances, wide.rest / covariance.rest
+            )
+            x = x + ratio.apply(clean - x)
+        return Gauss(x, wide), Gauss(x, covariance)
+
+    def _expected_first(self, prior: Energy, x: Tensor, sigma: float, likelihood: "_Seen") -> Tensor:
+        """Log of the twist that the first guess expects at particles of the largest scale, over its evidence."""
+        guess, given = self._first_guess(prior, x[:1], sigma)
+        clean = given.mean + given.covariance.apply(x - given.mean) / sigma**2
+        expected = likelihood.given(Gauss(clean, given.covariance)).log_evidence
+        return expected - likelihood.given(guess).log_evidence
 
     @staticmethod
     def _move(
@@ -183,7 +224,7 @@ class TwistedSMC(Sampler):
         # To the clean image, x' is a measurement of precision (1 - share) / r^2.
         mean, covariance = now.prior
         sharper = covariance.sharpened((1 - share) / following**2)
-        centre = sharper.apply(covariance.solve(mean) + (new - share * x) / following**2)
+        centre = mean + sharper.apply(new - share * x - (1 - share) * mean) / following**2
         return new, likelihood.given(Gauss(centre, sharper)).log_evidence
 
 
@@ -192,6 +233,10 @@ class _Seen(NamedTuple):
 
     form: Quadratic
     logdet: LogDet
+
+    @classmethod
+    def of(cls, form: Quadratic, like: Tensor) -> Self:
+        return cls(form, LogDet.of(form.structure, like.shape[1:], like.dtype, device=like.device))
 
     def given(self, guess: Gauss) -> Conditioned:
         return Conditioned(guess, self.form, self.logdet)

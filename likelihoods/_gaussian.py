@@ -1,5 +1,6 @@
 """The Gaussian likelihood: white noise around a linear operator."""
 
+import math
 from typing import Any, ClassVar, Self
 
 import torch
@@ -129,6 +130,17 @@ class Gaussian(Likelihood):
         """The exact form: precision A^H W A, linear term A^H W y, constant ||y / noise_std||^2 / 2."""
         constant = 0.5 * squared_norm(self.y / self.noise_std, self.y.dim())
         return Quadratic(self.structure, self.linear, constant)
+
+    def log_normaliser(self) -> Tensor:
+        """Sum of log(noise_std sqrt(2 pi)) over what is measured, twice for complex data; masked entries do not count.
+
+        Shapes: returns a number, float64.
+        """
+        std = self.noise_std.double()
+        logs = (std * math.sqrt(2 * math.pi)).log().expand(self.y.shape)
+        sampled = self.operator.sampled
+        total = logs.sum() if sampled is None else torch.where(sampled.expand(self.y.shape), logs, 0.0).sum()
+        return total * (2 if self.y.is_complex() else 1)
 
     def simulate(self, x: Tensor, generator: torch.Generator) -> Tensor:
         """Draw measurements of x, with this likelihood's noise: (*batch, C, H, W) -> (*batch, *measurement)."""

@@ -27,11 +27,13 @@ PUBLIC = {
         "load", "read_card", "read_edm_pickle", "save", "shipped",
     ],
     "potentia.inference": [
-        "ALPS", "Calibrated", "Chained", "DiagnosticWarning", "GewekeResult", "Homogeneous", "Info", "Langevin",
-        "MMPS", "Normaliser", "PotentialFunction", "Preconditioner", "PyroMALA", "PyroModel", "RankHistogram",
-        "Rule", "SBCResult", "Sampler", "State", "Summary", "TARPResult", "TwistedSMC", "ess", "geweke_test",
-        "map_estimate", "mcse", "nested_rhat", "potential_fn", "pyro_model", "rank_histogram", "rhat", "sample",
-        "simulation_based_calibration", "summary", "tarp", "without_diagnostics",
+        "ALPS", "Calibrated", "ChEES", "Chained", "DAPS", "DPS", "DiagnosticWarning", "DiffPIR", "Evidence",
+        "EvidenceWarning", "GewekeResult", "HMC", "Homogeneous", "Info", "Langevin", "MALA", "MMPS",
+        "Normaliser", "ParallelTempering", "PotentialFunction", "Preconditioner", "PyroMALA", "PyroModel",
+        "RankHistogram", "Rule", "SBCResult", "SMC", "Sampler", "SplitGibbs", "State", "Summary", "TARPResult",
+        "TwistedSMC", "ess", "geweke_test", "log_evidence", "map_estimate", "mcse", "nested_rhat",
+        "potential_fn", "pyro_model", "rank_histogram", "rhat", "sample", "simulation_based_calibration",
+        "summary", "tarp", "without_diagnostics",
     ],
     "potentia.io": [
         "Ensemble", "EnsembleWriter", "StoreError", "StoreExistsError", "check_target", "open_ensemble",

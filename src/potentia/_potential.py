@@ -309,3 +309,11 @@ class Likelihood(Potential):
     @abstractmethod
     def residual(self, x: Tensor) -> Tensor:
         """A x - y: (*batch, C, H, W) -> (*batch, *measurement)."""
+
+    def log_normaliser(self) -> Tensor:
+        """Log of the integral of exp(-L) over all measurements, so that log p(y | x) = -L(x) - log_normaliser.
+
+        It must not depend on x. Shapes: returns a number, float64.
+        Raises: TypeError for a likelihood that does not say.
+        """
+        raise TypeError(f"{self.name}: does not say its normaliser, expected a method log_normaliser")
