@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 
 from potentia._potential import Potential
-from potentia._random import Generators, generator_device
+from potentia._random import Generators, generator_device, standard_normal
 from potentia._tensor import inner, squared_norm, to_event
 from potentia._validate import count, positive
+from potentia.inference._metric import metric_of
+from potentia.inference._metropolis import Point, decide, leapfrog, settle
 from potentia.inference._precondition import Preconditioner, linear_term
 from potentia.inference._protocol import ADAPTED, Info, Memory, Sampler, State
 from potentia.inference._rules import leimkuhler_matthews
@@ -157,39 +159,19 @@ def _preconditioner(
 
 
 def _metropolis(posterior: Potential, p: Preconditioner, state: State, sigma: float, eps: float) -> tuple[State, Info]:
-    """One Metropolis-adjusted Langevin step from a state with value and gradient."""
+    """One Metropolis-adjusted Langevin step from a state with value and gradient: a leapfrog step of sqrt(2 eps)."""
     x, value, grad = state.x, state.value, state.grad
-    assert value is not None
-    assert grad is not None
-    drift = p.solve(grad)
-    noise = p.draw(state.generator, x.shape, x.dtype)
-    move = math.sqrt(2 * eps) * noise - eps * drift
-    new = x + move
-    new_value, new_grad = posterior.value_and_grad(new, sigma)
-    finite = torch.isfinite(new_value) & torch.isfinite(new_grad).flatten(1).all(1)
-    safe = torch.where(finite.reshape(-1, 1, 1, 1), new_grad, grad)
-    # log q(x | x') - log q(x' | x), with P^-1 eliminated: P^-1 move = sqrt(2 eps) P^-1 noise - eps grad.
-    log_ratio = value - new_value.double() + 0.5 * inner(move, grad + safe)
-    log_ratio = log_ratio - 0.25 * eps * (inner(safe, p.solve(safe)) - inner(grad, drift))
-    log_ratio = torch.where(finite, log_ratio, -math.inf)
-    draw = _uniform(state.generator, len(x), x.device)
-    accepted = draw.log() < log_ratio
-    keep = accepted.reshape(-1, 1, 1, 1)
-    info = Info(sigma, eps, 1, log_ratio.clamp(max=0).exp(), accepted, log_ratio, log_ratio < -1000)
-    return (
-        state._replace(
-            x=torch.where(keep, new, x),
-            value=torch.where(accepted, new_value.double(), value),
-            grad=torch.where(keep, new_grad, grad),
-        ),
-        info,
-    )
-
-
-def _uniform(generator: Generators, chains: int, device: torch.device) -> Tensor:
-    if isinstance(generator, torch.Generator):
-        return torch.rand(chains, generator=generator, dtype=torch.float64, device=device)
-    return torch.cat([torch.rand(1, generator=g, dtype=torch.float64, device=device) for g in generator])
+    if value is None or grad is None:
+        raise RuntimeError("Calibrated: the Metropolis stage was entered without a value")
+    metric = metric_of(p)
+    old = Point(x, value, grad, metric.solve(grad))
+    velocity = p.draw(state.generator, x.shape, x.dtype)
+    normal = standard_normal((len(x), 1), state.generator, dtype=torch.float64, device=x.device)[:, 0]
+    new, _, log_ratio = leapfrog(posterior, sigma, metric, old, velocity, math.sqrt(2 * eps), 1)
+    decision = decide(log_ratio, normal)
+    point = settle(decision.accepted, new, old)
+    info = Info(sigma, eps, 1, decision.acceptance, decision.accepted, decision.log_ratio, decision.diverging)
+    return state._replace(x=point.x, value=point.value, grad=point.grad), info
 
 
 def _look(sampler: Calibrated, posterior: Potential, x0: Tensor) -> tuple[float, float, float]:
