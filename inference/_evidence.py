@@ -17,6 +17,7 @@ from potentia.inference._paths import Start, Tempered, gaussian_start
 from potentia.inference._precondition import terms
 from potentia.inference._prepare import Problem, prepare
 from potentia.inference._smc import SMC, check_value, walk
+from potentia.inference._twisted import EVIDENCE, TwistedSMC
 
 LEAST_RUNS = 4
 
@@ -86,6 +87,11 @@ def log_evidence(
     - "power": particles of the prior, by SMC over its scales, and then the likelihood's power from 0 to 1 at the
       smallest scale. The prior's constant cancels. It needs more particles where few of the prior's images explain the
       measurements, and loses modes that only those find.
+    - "twisted": ``TwistedSMC`` over the annealer's own scales, for one multi-scale prior and linear-Gaussian
+      likelihoods. It needs no values, so that score-only priors do, and knows no constant of the prior. Its reverse
+      kernel is Gaussian, which leaves a bias where the prior is not, outside of the error bar, that falls in
+      proportion to the number of scales: on a mixture of unlike widths 0.29 nats at 24 scales, 0.04 at 96. ``n_grad``
+      counts vector-Jacobian products too; ``moves`` and ``target`` are not used.
 
     Independent runs are pooled by the mean of their estimates, which are free of bias but for the adaptation's, of
     order 1 / num_particles. The standard error comes from their scatter, enlarged by sqrt((n - 1) / (n - 3)) for n
@@ -93,8 +99,9 @@ def log_evidence(
 
     Args:
         posterior: ``prior + likelihood``, energies with values throughout.
-        annealer: Its largest and smallest scale bound the path; the scales between are chosen on the way.
-        method: "smc" or "power".
+        annealer: Its largest and smallest scale bound the path; the scales between are chosen on the way ("twisted"
+            takes those of the annealer: 50 to 100).
+        method: "smc", "power" or "twisted".
         num_particles: Of each run.
         num_runs: Independent runs, four or more.
         moves: Langevin moves at each level.
@@ -106,7 +113,8 @@ def log_evidence(
         dtype: Precision, as in ``sample``.
 
     Raises:
-        TypeError: For arguments of the wrong kind, a score-only prior, or a likelihood that has no normaliser.
+        TypeError: For arguments of the wrong kind, a score-only prior ("twisted" takes them), a likelihood that has no
+            normaliser, or, for "twisted", one that has no quadratic form.
         ValueError: For arguments out of range, an unknown method, or a posterior without prior or likelihood.
         FloatingPointError: If weights stop being finite.
 
@@ -121,11 +129,13 @@ def log_evidence(
     runs = count("log_evidence", "num_runs", num_runs, least=LEAST_RUNS)
     sampler = SMC(annealer, moves=moves, target=target, tolerance=tolerance)
     problem = prepare(posterior, sampler, particles, None, seed, device, dtype)
-    check_value("log_evidence", problem.posterior)
+    twisted = method == "twisted"
+    if not twisted:
+        check_value("log_evidence", problem.posterior)
     prior = _parts(problem.posterior)
     constant = float(sum(_log_normaliser(t) for t in terms(problem.posterior) if _is_likelihood(t)))
     whole = _task(problem, problem.posterior, sampler)
-    alone = _task(problem, prior, sampler) if normalise_prior and method != "power" else None
+    alone = _task(problem, prior, sampler) if normalise_prior and method == "smc" else None
     logs, n_grad, prior_logs = [], 0, []
     for generator in chain_generators(seed, range(runs), problem.device):
         run = METHODS[method](whole, generator)
@@ -136,7 +146,7 @@ def log_evidence(
             prior_logs.append(run.log_integral)
             n_grad += run.n_grad
     value, error = pooled(logs)
-    error = math.hypot(error, 0.0 if method == "power" else whole.start.std_error)
+    error = math.hypot(error, whole.start.std_error if method == "smc" else 0.0)
     if prior_logs:
         normaliser, its_error = pooled(prior_logs)
         value, error = value - normaliser, math.hypot(error, its_error)
@@ -182,7 +192,18 @@ def _by_power(task: Task, generator: torch.Generator) -> Run:
     return Run(float(found.log_integral), found.n_grad)
 
 
-METHODS: dict[str, Method] = {"smc": _by_scales, "power": _by_power}
+def _by_twists(task: Task, generator: torch.Generator) -> Run:
+    sampler = TwistedSMC(task.sampler.annealer, num_runs=1)
+    shape = (task.num_particles, *task.like.shape)
+    state = sampler.init(task.posterior, sampler.start(task.posterior, shape, task.like.dtype, generator), generator)
+    n_grad = 0
+    for _ in range(sampler.steps_per_draw):
+        state, info = sampler.step(task.posterior, state)
+        n_grad += info.n_grad + info.n_vjp
+    return Run(float(state.memory[EVIDENCE]), n_grad)
+
+
+METHODS: dict[str, Method] = {"smc": _by_scales, "power": _by_power, "twisted": _by_twists}
 
 
 def _task(problem: Problem, posterior: Potential, sampler: SMC) -> Task:

@@ -51,6 +51,20 @@ def test_a_mixture_of_two_explanations(method: str) -> None:
     assert found.std_error < 0.3
 
 
+def test_twisted_particles_know_no_constant_of_the_prior() -> None:
+    problem = inpainting(4, sigma=0.0)
+    mixture, data = problem.prior, problem.posterior.terms["gaussian"]
+    score = energies.ScoreModel(mixture.denoise, (0.01, 20.0), shape=mixture.event_shape)
+    score.denoise_with_vjp = mixture.denoise_with_vjp  # type: ignore[method-assign]
+    anneal = annealers.Geometric(10.0, 0.05, 96)
+    found = log_evidence(score + data, anneal, method="twisted", num_particles=64)
+    assert off(found, problem.truth.log_evidence) < 3
+    assert found.std_error < 0.3
+    # Too few scales leave a bias, of which the error bar knows nothing: the test would see it.
+    coarse = log_evidence(score + data, annealers.Geometric(10.0, 0.05, 3), method="twisted", num_particles=64)
+    assert off(coarse, problem.truth.log_evidence) > 6
+
+
 def test_complex_images_and_masked_measurements() -> None:
     shape = (1, 4, 4)
     operator = likelihoods.Sense(likelihoods.birdcage_maps(2, shape[1:]), likelihoods.cartesian_mask(shape[1:], 2.0))
