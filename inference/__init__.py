@@ -19,8 +19,9 @@ from potentia.inference._geweke import GewekeResult, geweke_test
 from potentia.inference._hmc import HMC
 from potentia.inference._langevin import Langevin
 from potentia.inference._mala import MALA
-from potentia.inference._map import map_estimate
+from potentia.inference._map import MapEstimate, map_estimate
 from potentia.inference._mmps import MMPS
+from potentia.inference._mmse import MmseEstimate, mmse
 from potentia.inference._precondition import Preconditioner
 from potentia.inference._protocol import Info, Sampler, State
 from potentia.inference._pyro import Homogeneous, Normaliser, PotentialFunction, PyroModel, potential_fn, pyro_model
@@ -56,6 +57,8 @@ __all__ = [
     "Homogeneous",
     "Info",
     "Langevin",
+    "MapEstimate",
+    "MmseEstimate",
     "Normaliser",
     "ParallelTempering",
     "PotentialFunction",
@@ -76,6 +79,7 @@ __all__ = [
     "log_evidence",
     "map_estimate",
     "mcse",
+    "mmse",
     "nested_rhat",
     "potential_fn",
     "pyro_model",

@@ -1,4 +1,4 @@
-"""Point estimates: the most probable image, and the mean."""
+"""The maximum a posteriori estimate."""
 
 import math
 import warnings
@@ -15,6 +15,8 @@ from potentia.annealers import Annealer
 from potentia.inference._alps import ALPS
 from potentia.inference._prepare import prepare
 from potentia.inference._rules import Rule
+
+_POLISH = 100  # iterations without a line search, at the most
 
 
 class MapEstimate(NamedTuple):
@@ -40,7 +42,7 @@ def map_estimate(
     *,
     steps_per_level: int = 5,
     init: Tensor | None = None,
-    max_iterations: int = 500,
+    max_iterations: int = 200,
     tolerance: float = 1e-2,
     cg_tolerance: float | None = 1e-4,
     device: torch.device | str | None = None,
@@ -49,7 +51,7 @@ def map_estimate(
     """Most probable image: ALPS at temperature zero down the annealer, then L-BFGS at its last scale.
 
     The anneal finds the basin, L-BFGS its floor: with a strong Wolfe line search, and the best image it has met as
-    result, so that U at the last scale never ends above where the anneal left it. A score-only prior has no value to
+    result, so that U at the last scale does not end above where the anneal left it. A score-only prior has no value to
     search along, so that the anneal is all there is for it.
 
     In single precision gradients end at their rounding error; ``dtype="float64"`` goes on.
@@ -99,6 +101,8 @@ def map_estimate(
         _check_finite(x)
     value, grad = moved.value_and_grad(x, sigma)
     norm = _greatest(grad)
+    if not math.isfinite(float(value)):
+        raise FloatingPointError(f"map_estimate: U is {float(value)} at sigma {sigma:g}, expected a finite value")
     if max_iterations and not norm <= tolerance:
         why = (
             f"{iterations} iterations"
@@ -133,15 +137,6 @@ def _descend(
     def image() -> Tensor:
         return torch.view_as_complex(free.detach()) if is_complex else free.detach()
 
-    # A gradient of our own: closed forms are cheaper than a graph through every term.
-    optimiser = torch.optim.LBFGS(
-        [free],
-        max_iter=max_iterations,
-        max_eval=50 * max_iterations,  # no limit beside that of the iterations
-        tolerance_grad=tolerance,
-        tolerance_change=0.0,
-        line_search_fn="strong_wolfe",
-    )
     best, its_value, its_norm, floor = image().clone(), math.inf, math.inf, math.inf
     rounding = torch.finfo(x.dtype).eps
 
@@ -157,5 +152,23 @@ def _descend(
             best, its_value, its_norm = image().clone(), u, norm
         return u
 
-    optimiser.step(closure)
-    return best, int(optimiser.state[free]["n_iter"])
+    iterations = 0
+    # Values cannot tell points apart whose gradients are below the root of their rounding error: there the line search
+    # gives up, and unit steps, judged by the gradient, go on.
+    for search, most in (("strong_wolfe", max_iterations), (None, _POLISH)):
+        with torch.no_grad():
+            free.copy_(torch.view_as_real(best) if is_complex else best)
+        # A gradient of our own: closed forms are cheaper than a graph through every term.
+        optimiser = torch.optim.LBFGS(
+            [free],
+            max_iter=min(most, max_iterations - iterations),
+            max_eval=50 * max_iterations,  # no limit beside that of the iterations
+            tolerance_grad=tolerance,
+            tolerance_change=0.0,
+            line_search_fn=search,
+        )
+        optimiser.step(closure)
+        iterations += int(optimiser.state[free].get("n_iter", 0))
+        if its_norm <= tolerance or iterations >= max_iterations:
+            break
+    return best, iterations

@@ -40,7 +40,7 @@ class Plan:
 class Population(NamedTuple):
     """Weighted particles, and what is known of the way they came.
 
-    ``length`` and ``curvature`` are those of the last moves, made at scale ``sigma``: see ``move``.
+    ``angle`` and ``curvature`` are those of the last moves, made at scale ``sigma``: see ``move``.
     ``log_integral`` is the logarithm of the estimated integral of exp(-U) for the target at which they stand;
     ``ancestors`` are the particles at the start that they descend from. ``least_ess`` is the smallest effective sample
     size on the way, as a fraction.
@@ -53,7 +53,7 @@ class Population(NamedTuple):
     log_weights: Tensor
     log_integral: Tensor
     ancestors: Tensor
-    length: float
+    angle: float
     curvature: float
     sigma: float
     acceptance: Tensor
@@ -174,12 +174,12 @@ def _next(population: Population, leg: Leg, t: float, stride: float, plan: Plan)
 
 
 def refreshed(population: Population, target: Potential, sigma: float, plan: Plan, generator: Generators) -> Population:
-    """Moves at the place where the particles now stand; their length follows the acceptance seen."""
+    """Moves at the place where the particles now stand; their angle follows the acceptance seen."""
     p = Preconditioner.annealed(target, sigma).adapted(population.x, plan.tolerance)
     shift = _carried_over(population, target.multiscale_weight, sigma, _LEAST_CURVATURE * p.shift)
     value, grad = target.value_and_grad(population.x, sigma)
     place = Place(population.x, value.double(), grad)
-    h, acceptance, diverging = population.length, population.acceptance, population.diverging
+    h, acceptance, diverging = population.angle, population.acceptance, population.diverging
     weights = normalised(population.log_weights)
     bent = torch.zeros(2, dtype=torch.float64, device=place.x.device)
     evaluations = len(place.x)
@@ -197,7 +197,7 @@ def refreshed(population: Population, target: Potential, sigma: float, plan: Pla
     return population._replace(
         x=place.x,
         place=place,
-        length=h,
+        angle=h,
         sigma=sigma,
         curvature=along / length if length > 0 else population.curvature,
         n_grad=population.n_grad + math.ceil(evaluations / len(place.x)),
@@ -235,6 +235,9 @@ class SMC(Sampler):
     The state's memory holds of the last pass, as 0-d tensors: ``log_integral``, the logarithm of the estimated integral
     of exp(-U) at the last scale; ``least_ess``, the smallest effective sample size as a fraction; ``num_levels``; and
     ``num_ancestors``, how many of the first particles the last ones descend from.
+
+    Where a mode has almost no weight in the static posteriors at middling scales it is lost, however large in the end:
+    then ``TwistedSMC`` is the better sampler.
 
     With ``adaptive=False`` the annealer's own scales are used: where they lie too far apart the weights collapse, which
     ``least_ess`` shows. ``tolerance`` is the relative residual for likelihoods that need conjugate gradients (None: the
@@ -305,7 +308,7 @@ class SMC(Sampler):
         x, value, grad = found.place
         info = Info(
             self.annealer.sigma_min,
-            1 - math.cos(found.length),
+            1 - math.cos(found.angle),
             found.n_grad,
             acceptance=found.acceptance / found.num_moves,
             diverging=found.diverging > 0,

@@ -29,11 +29,11 @@ PUBLIC = {
     "potentia.inference": [
         "ALPS", "Calibrated", "ChEES", "Chained", "DAPS", "DPS", "DiagnosticWarning", "DiffPIR", "Evidence",
         "EvidenceWarning", "GewekeResult", "HMC", "Homogeneous", "Info", "Langevin", "MALA", "MMPS",
-        "Normaliser", "ParallelTempering", "PotentialFunction", "Preconditioner", "PyroMALA", "PyroModel",
-        "RankHistogram", "Rule", "SBCResult", "SMC", "Sampler", "SplitGibbs", "State", "Summary", "TARPResult",
-        "TwistedSMC", "ess", "geweke_test", "log_evidence", "map_estimate", "mcse", "nested_rhat",
-        "potential_fn", "pyro_model", "rank_histogram", "rhat", "sample", "simulation_based_calibration",
-        "summary", "tarp", "without_diagnostics",
+        "MapEstimate", "MmseEstimate", "Normaliser", "ParallelTempering", "PotentialFunction", "Preconditioner",
+        "PyroMALA", "PyroModel", "RankHistogram", "Rule", "SBCResult", "SMC", "Sampler", "SplitGibbs", "State",
+        "Summary", "TARPResult", "TwistedSMC", "ess", "geweke_test", "log_evidence", "map_estimate", "mcse",
+        "mmse", "nested_rhat", "potential_fn", "pyro_model", "rank_histogram", "rhat", "sample",
+        "simulation_based_calibration", "summary", "tarp", "without_diagnostics",
     ],
     "potentia.io": [
         "Ensemble", "EnsembleWriter", "StoreError", "StoreExistsError", "check_target", "open_ensemble",
