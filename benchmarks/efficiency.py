@@ -261,7 +261,7 @@ def main() -> None:
     parser.add_argument("--dtype", action="append", choices=("float32", "float64"))
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--out", type=Path, default=HERE / "results" / "efficiency")
-    parser.add_argument("--resume", action="store_true", help="add to OUT.json, in place of its rows for the same runs")
+    parser.add_argument("--resume", action="store_true", help="add to OUT.json what it does not have")
     parser.add_argument("--one", nargs=4, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
@@ -273,21 +273,21 @@ def main() -> None:
         rows = json.loads(options.out.with_suffix(".json").read_text())["rows"]
     for name in options.target or NAMES:
         for dtype in options.dtype or ("float32", "float64"):
+            done = {r["method"] for r in rows if (r["target"], r["dtype"]) == (name, dtype)}
+            todo = [m for m in methods if m not in done]
+            runs: dict[str, list[Row]] = {m: [] for m in todo}
             # In turn, so that a change in the load on the machine meets all of them.
-            runs: dict[str, list[Row]] = {m: [] for m in methods}
-            for _ in range(options.repeats):
-                for method in methods:
-                    try:
-                        runs[method].append(measure(method, name, dtype, options.peers_python))
-                    except subprocess.CalledProcessError as err:
-                        print(f"{method} on {name} in {dtype} failed: {err}", flush=True)
-            for method in methods:
-                if runs[method]:
-                    middle = statistics.median_low([r["ess_per_second"] for r in runs[method]])
-                    rows = [r for r in rows if (r["method"], r["target"], r["dtype"]) != (method, name, dtype)]
-                    rows.append(next(r for r in runs[method] if r["ess_per_second"] == middle))
-                    print(table(rows[-1:]).splitlines()[-1], flush=True)
-            write(rows, options.out)
+            for method in todo * options.repeats:
+                try:
+                    runs[method].append(measure(method, name, dtype, options.peers_python))
+                except subprocess.CalledProcessError as err:
+                    print(f"{method} on {name} in {dtype} failed: {err}", flush=True)
+                    continue
+                middle = statistics.median_low([r["ess_per_second"] for r in runs[method]])
+                rows = [r for r in rows if (r["method"], r["target"], r["dtype"]) != (method, name, dtype)]
+                rows.append(next(r for r in runs[method] if r["ess_per_second"] == middle))
+                print(table(rows[-1:]).splitlines()[-1], flush=True)
+                write(rows, options.out)
     print("\n".join(claims(rows)))
 
 

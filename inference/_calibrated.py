@@ -85,7 +85,7 @@ class Calibrated(Sampler):
         if not self.anneal:
             return _Plan(0, 0, settle, metropolis)
         per_level = max(1, round(math.sqrt(0.15 * self.budget)))
-        levels = max(1, round(0.6 * self.budget / per_level))
+        levels = max(1, min(round(0.6 * self.budget / per_level), (settle - 2) // per_level))
         return _Plan(levels, per_level, settle - levels * per_level, metropolis)
 
     def start(self, posterior: Potential, shape: Sequence[int], dtype: torch.dtype, generator: Generators) -> Tensor:
@@ -178,16 +178,14 @@ def _look(sampler: Calibrated, posterior: Potential, x0: Tensor) -> tuple[float,
     """Texture (a variance), the scale to end at, and the step size of the Metropolis stage."""
     generator = torch.Generator(device=x0.device).manual_seed(0)
     low, high = _range(posterior, sampler.sigma_max)
-    shape = (min(_PILOTS, len(x0)) if not sampler.anneal else _PILOTS, *x0.shape[1:])
-    x = x0[: shape[0]] if not sampler.anneal else sampler.start(posterior, shape, x0.dtype, generator)
+    # Pilots of their own, also where chains come from elsewhere: what is found must not depend on these.
+    x = sampler.start(posterior, (_PILOTS, *x0.shape[1:]), x0.dtype, generator)
     if posterior.scales is None:
         texture, end = 0.0, min(0.02, high)
     else:
-        if sampler.anneal:
-            for k in range(40):
-                x = _langevin(
-                    posterior, x, high * (max(low, 0.1 * min(1.0, high)) / high) ** (k / 39), 0.0, sampler, generator
-                )
+        for k in range(40):
+            sigma = high * (max(low, 0.1 * min(1.0, high)) / high) ** (k / 39)
+            x = _langevin(posterior, x, sigma, 0.0, sampler, generator)
         texture, end, x = _texture(sampler, posterior, x, low, high, generator)
     for _ in range(20):
         x = _langevin(posterior, x, end, texture, sampler, generator)
@@ -215,8 +213,10 @@ def _texture(
         stiffest = _stiffness(posterior, x, sigma, generator)
         variance = weight / stiffest - sigma**2 if stiffest > 0 else math.inf
         texture = min(max(variance, 0.0), high**2)
-        if sigma <= low * (1 + 1e-9) or sigma**2 <= _RESOLVED**2 * texture or sigma < 1e-4 * high:
-            return texture, min(max(low, _BELOW * math.sqrt(texture), 1e-4 * high), high), x
+        # Differences of gradients see no more in single precision; images may be small against sigma_max.
+        least = 1e-4 * min(high, math.sqrt(float(squared_norm(x).mean()) / x[0].numel()))
+        if sigma <= low * (1 + 1e-9) or sigma**2 <= _RESOLVED**2 * texture or sigma < least:
+            return texture, min(max(low, _BELOW * math.sqrt(texture), least), high), x
         sigma *= 0.5
 
 

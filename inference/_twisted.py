@@ -48,20 +48,23 @@ class TwistedSMC(Sampler):
         x'    = (1 - r^2/s^2) clean + r^2/s^2 x + r sqrt(1 - r^2/s^2) xi
         weight *= twist_r(x') / Z',                           Z' = integral of N(clean; D', C') L(clean)
 
-    where N(D', C') is N(D, C) given x' too, so that Z' is the twist that the model of scale s expects at x'. The
-    ratio is one wherever the prior is Gaussian, however few the scales: weights pay for its not being Gaussian alone.
+    where N(D', C') is N(D, C) given x' too, so that Z' is the twist that the model of scale s expects at x'. Particles
+    start at clean images of N(m, Σ) L plus noise of the largest scale, m and Σ those of the Gaussian prior whose
+    denoiser has the value and the Jacobian that are found there, and the first weights account for it. All weights are
+    one where the prior is Gaussian, however few the scales and whatever the largest: they pay for its not being so.
     Particles are resampled (systematic) where the effective sample size falls below ``resample_below`` of them, and at
     the end, where a draw is an image from N(clean; D, C) L. The product of mean weights estimates the evidence.
 
     C is low rank plus isotropic, ``rank`` directions that subspace iteration follows from scale to scale and the rest
-    of the trace, at ``rank + 1`` vector-Jacobian products a scale; any such twist leaves the weights valid, and their
-    evenness tells whether it is good. Where one scale's weights alone are worth less than ``least_effective`` of the
-    particles, only that power of them is applied which is worth as much, and the rest is owed to the next scales:
-    errors of early twists cancel there. What is still owed at the end is dropped. The memory of a draw holds
-    ``adapted_effective``, the share of the particles that the weights were worth at the end, what was dropped included:
-    mode weights and evidence are to be trusted only where it is not small. ``adapted_log_evidence`` is each run's
-    estimate of the log of the integral of exp(-U): that of the data, up to the constants that the likelihood leaves
-    out.
+    of the trace, at ``rank + 1`` vector-Jacobian products a scale. The weights are exact for the prior that the reverse
+    steps make of N(D, C), which tends to the prior itself as scales lie closer: with a good C some twenty of them do,
+    with a bad one spread is lost, and weights are uneven. Where one scale's weights alone are worth less than
+    ``least_effective`` of the particles, only that power of them is applied which is worth as much, and the rest is
+    owed to the next scales: errors of early twists cancel there. What is still owed at the end is dropped. The memory
+    of a draw holds ``adapted_effective``, the share of the particles that all weights were worth together, those of
+    particles with a common ancestor added up, and what was dropped included: mode weights and evidence are to be
+    trusted only where it is not small. ``adapted_log_evidence`` is each run's estimate of the log of the prior's mean
+    of exp(-L): that of the data, up to the constants that the likelihood leaves out.
 
     The particles form ``num_runs`` independent runs, pooled at the end by their evidences. Draws of one run have
     common ancestors: later stages (``>> Langevin(...) >> MALA()``) take copies apart. A chain's draws depend on the
@@ -73,7 +76,8 @@ class TwistedSMC(Sampler):
     Raises: TypeError, at the first step, for a posterior other than one multi-scale prior of weight one and terms with
         quadratic forms; ValueError for numbers out of range.
     Source: Wu et al. 2023 (arXiv 2306.17775, the twisted diffusion sampler); the moment-matched twist is that of Rozet
-        et al. 2024 (arXiv 2405.13712). The reverse kernel with C in it, and the weight that follows, are ours.
+        et al. 2024 (arXiv 2405.13712); families of particles are those of Lee and Whiteley 2018. The reverse kernel
+        with C in it, the weight that follows, and the start are ours.
     """
 
     annealer: Annealer | None = None
@@ -258,19 +262,21 @@ class _Guess(NamedTuple):
 class _Weights(NamedTuple):
     """Weights of the particles of each run: applied, owed, and the log of the evidence that went into resampling.
 
-    Shapes: log_weight and log_owed (runs, particles); log_sum (runs,); all float64.
+    Shapes: log_weight and log_owed (runs, particles); log_sum (runs,); all float64. family (runs, particles), int64,
+        numbers the particle of the first scale that each descends from.
     """
 
     log_weight: Tensor
     log_owed: Tensor
     log_sum: Tensor
+    family: Tensor
 
     @classmethod
     def of(cls, memory: Mapping[str, Tensor], particles: int, runs: int, device: torch.device) -> Self:
         if "log_weight" in memory:
             return cls(*(memory[name] for name in cls._fields))
         zeros = torch.zeros(runs, particles // runs, dtype=torch.float64, device=device)
-        return cls(zeros, zeros, zeros[:, 0])
+        return cls(zeros, zeros, zeros[:, 0], torch.arange(particles, device=device).reshape(runs, -1))
 
     def memory(self) -> dict[str, Tensor]:
         return self._asdict()
@@ -295,6 +301,7 @@ class _Weights(NamedTuple):
             torch.where(poor[:, None], 0.0, self.log_weight),
             self.log_owed.gather(1, index),
             self.log_sum + torch.where(poor, log_mean_exp(self.log_weight), 0.0),
+            self.family.gather(1, index),
         )
         return (index + n * torch.arange(runs, device=poor.device)[:, None]).reshape(-1), weights
 
@@ -303,9 +310,10 @@ class _Weights(NamedTuple):
         return (self.log_weight + self.log_sum[:, None]).reshape(-1)
 
     def worth(self) -> Tensor:
-        """Share of the particles that all weights, what is owed among them, are worth: ()."""
-        full = self.pooled() + self.log_owed.reshape(-1)
-        return effective_sample_size(full) / full.numel()
+        """Share of the particles that all weights, what is owed among them, are worth, family by family: ()."""
+        share = (self.pooled() + self.log_owed.reshape(-1)).softmax(0)
+        families = torch.zeros_like(share).index_add_(0, self.family.reshape(-1), share)
+        return 1 / families.square().sum() / share.numel()
 
 
 def _power(log_weight: Tensor, due: Tensor, least: float) -> Tensor:

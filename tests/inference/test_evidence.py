@@ -36,7 +36,7 @@ def blurred(std: float = 0.8, fit: float | None = None) -> tuple[Sum, float]:
 @pytest.mark.parametrize("method", ["smc", "power"])
 def test_a_gaussian(method: str) -> None:
     posterior, truth = blurred()
-    found = log_evidence(posterior, ANNEAL, method=method, num_particles=100, moves=3)
+    found = log_evidence(posterior, ANNEAL, method=method, num_particles=64, moves=2)
     assert off(found, truth) < 3
     assert found.std_error < 0.3
     assert len(found.log_values) == 8
@@ -46,7 +46,7 @@ def test_a_gaussian(method: str) -> None:
 @pytest.mark.parametrize("method", ["smc", "power"])
 def test_a_mixture_of_two_explanations(method: str) -> None:
     problem = inpainting(4)
-    found = log_evidence(problem.posterior, ANNEAL, method=method, num_particles=120, moves=5)
+    found = log_evidence(problem.posterior, ANNEAL, method=method, num_particles=80, moves=4)
     assert off(found, problem.truth.log_evidence) < 3
     assert found.std_error < 0.3
 
@@ -112,15 +112,15 @@ def test_error_bars_hold_what_they_promise() -> None:
     z = []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", EvidenceWarning)
-        for seed in range(24):
+        for seed in range(16):
             found = log_evidence(
                 problem.posterior, ANNEAL, num_particles=24, num_runs=6, moves=2, target=0.6, seed=seed
             )
             z.append((found.log_value - problem.truth.log_evidence) / found.std_error)
     off = torch.tensor(z, dtype=torch.float64)
     assert int((off.abs() > 3).sum()) <= 1
-    # With the true error the mean square is 1 with a standard deviation of about 0.45 (heavy tails of six runs' t).
-    assert 0.3 < float(off.square().mean()) < 2.3
+    # With the true error the mean square is 1 with a standard deviation of about 0.55 (heavy tails of six runs' t).
+    assert 0.3 < float(off.square().mean()) < 2.7
 
 
 def test_the_pooled_error_has_unit_variance_on_normal_estimates() -> None:
@@ -137,7 +137,7 @@ def test_constants_of_a_prior_are_estimated_or_cancel() -> None:
     problem = inpainting(1, side=2)
     mixture, data = problem.prior, problem.posterior.terms["gaussian"]
     shifted = energies.Function(lambda x, s: mixture(x, s) + 7.0, scales=(0.01, 20.0)) + data
-    run = lambda **k: log_evidence(shifted, ANNEAL, num_particles=60, moves=3, **k)  # noqa: E731
+    run = lambda **k: log_evidence(shifted, ANNEAL, num_particles=40, num_runs=5, moves=3, **k)  # noqa: E731
     truth = problem.truth.log_evidence
     assert off(run(), truth - 7.0) < 3
     assert off(run(normalise_prior=True), truth) < 3

@@ -46,30 +46,30 @@ def test_a_gaussian_posterior_and_its_integral(is_complex: bool) -> None:
     matrix = form.structure.apply(torch.eye(d, dtype=dtype).reshape(d, *shape)).reshape(d, d)
     parts = 2 if is_complex else 1
     log_integral = parts * (d * INTEGRAL - 0.5 * torch.linalg.slogdet(matrix)[1]) - posterior(mode, 0.05)
-    found = passes(SMC(ANNEAL, moves=2, tolerance=1e-6), posterior, torch.zeros(shape, dtype=dtype), 100, 8)
+    found = passes(SMC(ANNEAL, moves=2, tolerance=1e-6), posterior, torch.zeros(shape, dtype=dtype), 64, 6)
     errors = [standard_errors([p.log_integral for p in found], float(log_integral))]
-    assert max(errors) < 4.5  # Student's t of 7 degrees beyond it: p = 0.003
+    assert max(errors) < 4.8  # Student's t of 5 degrees beyond it: p = 0.005
     # Planted: the start's normaliser forgotten.
     assert standard_errors([p.log_integral + parts * INTEGRAL for p in found], float(log_integral)) > 6
     x = torch.cat([p.x for p in found])
     spread = torch.linalg.inv(matrix).diagonal().real.mean().sqrt()
     # Particles of a run share ancestors: what varies is the mean of a run.
     means = torch.stack([(p.log_weights.exp()[:, None, None, None] * (p.x - mode)).sum(0).real for p in found])
-    assert standard_errors(means.mean((1, 2, 3)), 0.0) < 4.5
+    assert standard_errors(means.mean((1, 2, 3)), 0.0) < 4.8
     off = (x - mode).real.square().mean()
-    assert abs(float(off / spread**2) - 1) < 0.15
+    assert abs(float(off / spread**2) - 1) < 0.2
 
 
 def test_the_weights_of_two_modes_of_unlike_width_in_fifty_pixels() -> None:
     means = torch.ones(2, 1, 1, 50, dtype=torch.float64)
     means[0] = -1
     mixture = energies.GaussianMixture(torch.tensor([0.7, 0.3]), means, variances=torch.tensor([1.0, 0.3**2]))
-    found = passes(SMC(annealers.Geometric(20.0, 0.02, 2)), mixture, means[0], 200, 6)
+    found = passes(SMC(annealers.Geometric(8.0, 0.1, 2), moves=5), mixture, means[0], 128, 6)
     logs = torch.stack([p.log_integral for p in found])
     shares = [float(p.log_weights.exp() @ mixture.responsibilities(p.x)[:, 0]) for p in found]
     assert standard_errors(logs, 0.0) < 4.8  # 5 degrees: p = 0.005
     assert standard_errors(shares, 0.7) < 4.8
-    assert float(torch.tensor(shares).std()) < 0.2
+    assert float(torch.tensor(shares).std()) < 0.3
     assert all(p.least_ess > 0.75 for p in found)
 
 
@@ -89,7 +89,7 @@ def two_explanations(monkeypatch: pytest.MonkeyPatch | None = None, fault: str =
             return new._replace(log_integral=p.log_integral) if p.num_levels == 7 else new
 
         monkeypatch.setattr(_smc, "_weighed", forgetful)
-    found = passes(SMC(ANNEAL, moves=6), problem.posterior, torch.zeros(1, 4, 4).double(), 160, 8)
+    found = passes(SMC(ANNEAL, moves=6), problem.posterior, torch.zeros(1, 4, 4).double(), 100, 6)
     constant = 8 * math.log(0.3 * math.sqrt(2 * math.pi))
     shares = [float(p.log_weights.exp() @ problem.weights_of(p.x)[:, 0]) for p in found]
     # Weights are ratios: what a run is worth is its estimate of the evidence.
@@ -101,8 +101,8 @@ def test_mode_weights_and_evidence_of_a_posterior() -> None:
     problem = inpainting(4)
     assert abs(float(problem.truth.weights[0] - inpainting(4, sigma=0.5).truth.weights[0])) > 0.4
     weight, evidence = two_explanations()
-    assert weight < 4.5
-    assert evidence < 4.5
+    assert weight < 4.8
+    assert evidence < 4.8
 
 
 def test_weights_that_are_not_applied_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -122,8 +122,8 @@ def test_priors_without_scales_are_tempered_from_a_gaussian() -> None:
     grid = torch.linspace(-6, 6, 4001, dtype=torch.float64)
     log = -2 * (grid - 1).pow(4)[:, None] - (grid[:, None] - y.reshape(-1)).square() / 0.5
     log_integral = float((log.logsumexp(0) + math.log(12 / 4000)).sum())
-    found = passes(SMC(annealers.Constant(2.0)), posterior, torch.zeros_like(y), 200, 8)
-    assert standard_errors([p.log_integral for p in found], log_integral) < 4.5
+    found = passes(SMC(annealers.Constant(2.0)), posterior, torch.zeros_like(y), 120, 6)
+    assert standard_errors([p.log_integral for p in found], log_integral) < 4.8
     assert found[0].num_levels > 2
 
 
