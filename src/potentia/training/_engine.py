@@ -1,5 +1,6 @@
 """The one training loop: one CPU, one GPU or many processes, interrupted or not."""
 
+import atexit
 import json
 import signal
 import threading
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from lightning_fabric import Fabric
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.optim.swa_utils import AveragedModel
 
 from potentia._random import standard_normal
@@ -70,6 +71,8 @@ def fit(
     """
     fabric = fabric or Fabric(accelerator="cpu", devices=1, precision=settings.precision)
     fabric.launch()
+    if fabric.world_size > 1:
+        atexit.register(_leave_group)
     if settings.batch % fabric.world_size:
         raise ValueError(f"training: {fabric.world_size} processes do not divide a batch of {settings.batch}")
     if len(images) < 1:
@@ -93,6 +96,15 @@ def fit(
     if caught:
         raise KeyboardInterrupt
     return Trained(run.average.module, run.step, run.step == settings.steps, time.monotonic() - begun)
+
+
+def _leave_group() -> None:
+    """Leave gloo's process group while the interpreter is whole.
+
+    Its threads may hold tensors, which abort the process where they are freed once Python is being taken down.
+    """
+    if distributed.is_initialized() and distributed.get_backend() == "gloo":
+        distributed.destroy_process_group()
 
 
 @contextmanager
@@ -171,6 +183,8 @@ class _Run:
                 "optimizer": self.optimizer.state_dict(),
             }
             write_checkpoint(self.path, state)
+        # No rank may go on, or look for the checkpoint, before it is there.
+        self.fabric.barrier()
 
     def generator(self, *salt: int) -> torch.Generator:
         """The generator of a purpose and a step."""
