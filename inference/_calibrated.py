@@ -53,7 +53,8 @@ class Calibrated(Sampler):
     A score-only prior has no Metropolis stage.
 
     Shapes: chains (n, C, H, W), real or complex. Units: sigma_max in the image's unit.
-    Raises: ValueError for a budget below 10.
+    Raises: ValueError for a budget below 10; TypeError, at the start, for a posterior without noise scales, which
+        alone say how long a step may be on the way down.
     Source: Leimkuhler and Matthews 2013 (the rule); Chand and Jacob 2026 (the anneal); the end and the preconditioner
         are ours.
     """
@@ -133,8 +134,16 @@ class Calibrated(Sampler):
 
 
 def _range(posterior: Potential, sigma_max: float) -> tuple[float, float]:
-    """Least and greatest scale to use."""
-    low, high = posterior.scales or (0.0, math.inf)
+    """Least and greatest scale to use.
+
+    Raises: TypeError for a posterior without scales.
+    """
+    if posterior.scales is None:
+        raise TypeError(
+            f"Calibrated: {posterior.name} has no noise scales, expected a multi-scale prior among the terms; "
+            "Langevin, MALA and HMC take any posterior"
+        )
+    low, high = posterior.scales
     return low, min(sigma_max, high)
 
 
@@ -180,13 +189,10 @@ def _look(sampler: Calibrated, posterior: Potential, x0: Tensor) -> tuple[float,
     low, high = _range(posterior, sampler.sigma_max)
     # Pilots of their own, also where chains come from elsewhere: what is found must not depend on these.
     x = sampler.start(posterior, (_PILOTS, *x0.shape[1:]), x0.dtype, generator)
-    if posterior.scales is None:
-        texture, end = 0.0, min(0.02, high)
-    else:
-        for k in range(40):
-            sigma = high * (max(low, 0.1 * min(1.0, high)) / high) ** (k / 39)
-            x = _langevin(posterior, x, sigma, 0.0, sampler, generator)
-        texture, end, x = _texture(sampler, posterior, x, low, high, generator)
+    for k in range(40):
+        sigma = high * (max(low, 0.1 * min(1.0, high)) / high) ** (k / 39)
+        x = _langevin(posterior, x, sigma, 0.0, sampler, generator)
+    texture, end, x = _texture(sampler, posterior, x, low, high, generator)
     for _ in range(20):
         x = _langevin(posterior, x, end, texture, sampler, generator)
     eps = _step_size(sampler, posterior, x, end, texture, generator) if posterior.has_value else 1.0

@@ -16,6 +16,8 @@ from potentia.annealers import Annealer
 from potentia.inference._moments import split
 from potentia.inference._protocol import Info, Sampler, State
 
+_LEAST = 0.9
+
 
 @dataclass(frozen=True)
 class MMPS(Sampler):
@@ -27,9 +29,9 @@ class MMPS(Sampler):
         D_y = D + (C^-1 + Λ)^-1 (b - Λ D),     x' = (1 - r^2/s^2) D_y + r^2/s^2 x + r sqrt(1 - r^2/s^2) xi
 
     which conjugate gradients find, at one vector-Jacobian product each: they solve (I + C Λ) z = C (b - Λ D) in the
-    inner product <u, Λ v>, where that operator is symmetric. A direction of negative curvature, which the J of a
-    network may have, ends an image's iterations where they are. After ``steps_per_level - 1`` Langevin corrections
-    ``x += c (D_y - x) + sqrt(2 c) s xi`` at a scale, c = ``correction``, chains go to the next.
+    inner product <u, Λ v>, where that operator is symmetric and one or more. A direction along which it is less, which
+    the J of a network may have, ends an image's iterations where they are. After ``steps_per_level - 1`` Langevin
+    corrections ``x += c (D_y - x) + sqrt(2 c) s xi`` at a scale, c = ``correction``, chains go to the next.
 
     The moves know the mean alone: spread is right to the order of the steps, and mode weights are better than those of
     static posteriors, not right (``TwistedSMC`` weighs). What is drawn is an image at the annealer's least scale; hand
@@ -109,7 +111,7 @@ def matched_mean(
 ) -> tuple[Tensor, int]:
     """D + (C^-1 + Λ)^-1 (b - Λ D) by conjugate gradients, and the vector-Jacobian products that it took.
 
-    An image is done when its residual has fallen to ``tolerance``, or where the curvature is not positive.
+    An image is done when its residual has fallen to ``tolerance``, or where C shows a negative part.
 
     Shapes: clean (N, C, H, W) -> the same.
     """
@@ -134,7 +136,8 @@ def matched_mean(
         along = p + covariance(pushed)
         products += 1
         curvature = inner(pushed, along)
-        active = active & (curvature > 0) & torch.isfinite(curvature)
+        # Of I + C Λ in this product; where C has no negative part, it is <p, Λ p> at the least.
+        active = active & (curvature > _LEAST * inner(p, pushed)) & torch.isfinite(curvature)
         alpha = to_event(torch.where(active, size / torch.where(active, curvature, 1.0), 0.0).to(clean.real.dtype))
         z = z + alpha * p
         r = r - alpha * along

@@ -17,7 +17,7 @@ from potentia import annealers, energies, likelihoods
 from potentia._random import chain_generators
 from potentia.inference import Calibrated, Langevin, State, TwistedSMC, _twisted
 from potentia.inference._moments import Conditioned, DenoiserCovariance
-from potentia.inference._resampling import conditional_effective_sample_size
+from potentia.inference._resampling import conditional_effective_sample_size, effective_sample_size
 from potentia.inference._twisted import EFFECTIVE, EVIDENCE, _power, _Weights
 
 DOUBLE = torch.float64
@@ -26,10 +26,12 @@ PIXELS = math.prod(SHAPE)
 FEW = annealers.Geometric(10.0, 0.05, 4)
 
 
-def walk(sampler: TwistedSMC, posterior: Any, num: int, seed: int, shape: Sequence[int] = SHAPE) -> list[State]:
+def walk(
+    sampler: TwistedSMC, posterior: Any, num: int, seed: int, shape: Sequence[int] = SHAPE, dtype: torch.dtype = DOUBLE
+) -> list[State]:
     """The states of one draw, the first one before any step."""
     g = torch.Generator().manual_seed(seed)
-    state = sampler.init(posterior, sampler.start(posterior, (num, *shape), DOUBLE, g), g)
+    state = sampler.init(posterior, sampler.start(posterior, (num, *shape), dtype, g), g)
     states = [state]
     for _ in range(sampler.steps_per_draw):
         state, _ = sampler.step(posterior, state)
@@ -71,14 +73,14 @@ def gaussian_problem(kind: str, scale: float = 1.0) -> GaussianProblem:
     return GaussianProblem(prior + likelihood, m + covariance @ slope, covariance, log)
 
 
-EXACT = TwistedSMC(FEW, rank=5, first_rounds=40, num_runs=2)
+EXACT = TwistedSMC(FEW, rank=5, first_rounds=6, num_runs=2)
 
 
 @pytest.mark.parametrize("kind", ["mask", "blur"])
 @pytest.mark.parametrize("largest", [10.0, 1.0])
 def test_of_a_gaussian_prior_all_weights_are_one_and_the_evidence_is_exact(kind: str, largest: float) -> None:
     problem = gaussian_problem(kind)
-    sampler = TwistedSMC(annealers.Geometric(largest, 0.05, 4), rank=5, first_rounds=40, num_runs=2)
+    sampler = TwistedSMC(annealers.Geometric(largest, 0.05, 4), rank=5, first_rounds=6, num_runs=2)
     states = walk(sampler, problem.posterior, 16, 0)
     for state in states[1:-1]:
         assert float((state.memory["log_weight"] - problem.log_evidence).abs().max()) < 1e-6
@@ -141,7 +143,7 @@ def test_of_a_gaussian_prior_draws_are_exact_however_few_the_scales(
 ) -> None:
     """Images of std 0.01 to 20, by scales from 10 to 0.05: equal weights and independent draws, all the same."""
     problem = gaussian_problem("blur", scale)
-    x = walk(EXACT, problem.posterior, 4000, 3)[-1].x
+    x = walk(EXACT, problem.posterior, 2000, 3)[-1].x
     mean, second = whitened(x, problem)
     # The largest of 20 and of 210 normal deviates are beyond 4.1 and 4.6 once in a thousand.
     assert mean < 4.1
@@ -150,7 +152,7 @@ def test_of_a_gaussian_prior_draws_are_exact_however_few_the_scales(
         made = TwistedSMC._move
         wrong = lambda x, now, *a: (lambda new: (new[0] + 0.05 * x, new[1]))(made(x, now, *a))  # noqa: E731
         monkeypatch.setattr(TwistedSMC, "_move", staticmethod(wrong))
-        assert max(whitened(walk(EXACT, problem.posterior, 4000, 3)[-1].x, problem)) > 8
+        assert max(whitened(walk(EXACT, problem.posterior, 2000, 3)[-1].x, problem)) > 8
 
 
 def test_a_start_of_ones_own_is_biased_by_the_largest_scale() -> None:
@@ -217,19 +219,20 @@ class Runs(NamedTuple):
     x: Tensor
 
     def evidence_off(self) -> float:
-        """Standard errors between the mean estimate of the evidence and the truth."""
-        ratio = self.log_ratios.exp() if float(self.log_ratios.max()) < 50 else self.log_ratios
-        return float((ratio.mean() - 1).abs() / (ratio.std() / math.sqrt(len(ratio))))
+        """Standard errors between the mean estimate of the evidence and the truth, on the scale of logarithms."""
+        num = len(self.log_ratios)
+        mean = float(self.log_ratios.logsumexp(0)) - math.log(num)
+        return abs(mean) / (float(self.log_ratios.std()) / math.sqrt(num))
 
     def weights_off(self, truth: Tensor) -> float:
         """Standard errors between the weight of the mode that is worst off and the truth's."""
         return float(((self.weights - truth).abs() / (self.errors + 2e-3)).max())
 
 
-MIXTURE = TwistedSMC(annealers.Geometric(10.0, 0.05, 16), rank=10, num_runs=1)
+MIXTURE = TwistedSMC(annealers.Geometric(10.0, 0.05, 14), rank=12, num_runs=1)
 
 
-def runs(problem: Any, num: int = 6, particles: int = 128) -> Runs:
+def runs(problem: Any, num: int = 6, particles: int = 100) -> Runs:
     truth = log_evidence(problem)
     logs, shares, images = [], [], []
     for seed in range(num):
@@ -258,7 +261,7 @@ def test_mode_weights_spread_and_evidence_of_mixtures(bed: ModuleType, name: str
     assert found.weights_off(truth) < BEYOND
     assert 0.5 * float((found.weights - truth).abs().sum()) < 0.1
     statistics = bed.statistics(problem, found.x)
-    # 768 draws, some of them with common ancestors, in up to 64 correlated pixels.
+    # 600 draws, some of them with common ancestors, in up to 64 correlated pixels.
     for region in problem.regions():
         assert statistics[f"within, {region}"] == pytest.approx(1.0, abs=0.06)
         assert statistics[f"cov, {region}"] == pytest.approx(0.9, abs=0.03)
@@ -285,14 +288,17 @@ def test_planted_faults_are_seen_on_mixtures(bed: ModuleType, monkeypatch: pytes
         assert found.evidence_off() > 8
 
 
-def test_the_memory_of_a_draw_warns_of_weights_that_are_worth_little(bed: ModuleType) -> None:
+def test_the_memory_of_a_draw_tells_of_weights_that_are_worth_little(bed: ModuleType) -> None:
+    """One direction does not see what the images' pixels have in common: weights collapse, again and again."""
     problem = bed.problem("box-8/0")
-    good = walk(MIXTURE, problem.potential, 64, 0, problem.shape)[-1].memory
-    # An isotropic covariance does not see what the images' pixels have in common.
-    poor = TwistedSMC(annealers.Geometric(10.0, 0.05, 8), rank=1, num_runs=1)
-    bad = walk(poor, problem.potential, 64, 0, problem.shape)[-1].memory
-    assert float(good[EFFECTIVE]) > 0.4
-    assert float(bad[EFFECTIVE]) < 0.15
+    poor = TwistedSMC(MIXTURE.annealer, rank=1, num_runs=1)
+    good, bad = (walk(s, problem.potential, 64, 0, problem.shape) for s in (MIXTURE, poor))
+    assert float(good[-1].memory[EFFECTIVE]) > 0.3
+    assert float(bad[-1].memory[EFFECTIVE]) < 0.1
+    # What is left since the last resampling looks well in spite of it.
+    last = bad[-2].memory
+    assert float(effective_sample_size(last["log_weight"])[0]) / 64 > 0.4
+    assert len(last["family"].unique()) < 12
 
 
 # Weights
@@ -354,6 +360,9 @@ def test_runs_are_pooled_by_their_evidence() -> None:
     assert float(weights.worth()) == pytest.approx(1 / (0.04 + 0.36 + 0.02) / 4)
     owing = weights._replace(log_owed=torch.tensor([[0.0, -math.log(3.0)], [0.0, 0.0]], dtype=DOUBLE))
     assert float(owing.worth()) == pytest.approx(36 / (2 * 4 + 2 * 1) / 4)
+    # Two of one family count as one.
+    kin = weights._replace(family=torch.tensor([[0, 0], [2, 3]]))
+    assert float(kin.worth()) == pytest.approx(1 / (0.64 + 0.02) / 4)
 
 
 # Through sample
@@ -432,26 +441,23 @@ def test_later_stages_take_copies_apart() -> None:
 
 def test_single_precision() -> None:
     problem = gaussian_problem("blur")
-    e = pt.sample(problem.posterior, EXACT, num_chains=4000, dtype="float32", seed=2, progress=False)
-    x = e.samples()[:, 0]
-    assert x.dtype == torch.float32
-    mean, second = whitened(x.double(), problem)
+    state = walk(EXACT, problem.posterior.float(), 2000, 2, dtype=torch.float32)[-1]
+    assert state.x.dtype == torch.float32
+    mean, second = whitened(state.x.double(), problem)
     assert mean < 4.1
     assert second < 4.6
-    g = torch.Generator().manual_seed(0)
-    posterior = problem.posterior.float()
-    state = EXACT.init(posterior, EXACT.start(posterior, (8, *SHAPE), torch.float32, g), g)
-    for _ in range(EXACT.steps_per_draw):
-        state, _ = EXACT.step(posterior, state)
     assert float((state.memory[EVIDENCE] - problem.log_evidence).abs().max()) < 2e-2
+    assert float(state.memory[EFFECTIVE]) > 0.999
+    single = draw(dtype="float32").samples()
+    assert single.dtype == torch.float32
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1), (1, 1, 2), (3, 1, 1), (2, 3, 1)])
 def test_images_of_fewer_pixels_than_the_rank(shape: tuple[int, ...]) -> None:
     prior = energies.Gaussian(torch.zeros(shape, dtype=DOUBLE), 1.0)
     posterior = prior + likelihoods.Gaussian(torch.ones(shape, dtype=DOUBLE), None, 0.5)
-    n = 3000
-    x = pt.sample(posterior, TwistedSMC(FEW), num_chains=n, progress=False).samples()[:, 0].flatten(1)
+    n = 2000
+    x = walk(TwistedSMC(FEW), posterior, n, 1, shape)[-1].x.flatten(1)
     # mean 0.8, variance 0.2
     assert float((x.mean(0) - 0.8).abs().max()) < 4 * math.sqrt(0.2 / n)
     assert float((x.var(0) / 0.2 - 1).abs().max()) < 4 * math.sqrt(2 / n)
@@ -472,7 +478,7 @@ def test_scales_are_cut_to_the_priors(scales: tuple[float, float]) -> None:
     assert scales[0] * (1 - 1e-6) <= min(ladder) <= max(ladder) <= scales[1] * (1 + 1e-6)
     assert ladder == sorted(ladder, reverse=True)
     n = 1000
-    x = pt.sample(posterior, sampler, num_chains=n, progress=False).samples()[:, 0].flatten(1)
+    x = walk(sampler, posterior, n, 0, shape)[-1].x.flatten(1)
     assert float((x.mean(0) - 0.8).abs().max()) < 4 * math.sqrt(0.2 / n)
     assert float((x.var(0) / 0.2 - 1).abs().max()) < 4 * math.sqrt(2 / n)
 
