@@ -138,8 +138,12 @@ def half_seen_digits(prior: Energy, options: argparse.Namespace) -> list[dict[st
     with np.load(options.data / "digits" / "mnist10k.npz", allow_pickle=False) as held:
         images = torch.from_numpy(held["images"].astype(np.float32)).reshape(-1, 1, 28, 28) / 127.5 - 1
         labels = held["labels"].astype(int)
-    model = MLPClassifier((128,), max_iter=20, random_state=0).fit(images[:9000].flatten(1).numpy(), labels[:9000])
-    print(f"classifier: {model.score(images[9000:].flatten(1).numpy(), labels[9000:]):.3f} of held-out digits right")
+    # The file is in order of the labels: the images that the prior never saw are nines.
+    flat = images.flatten(1).numpy()
+    kept = np.arange(len(flat)) % 10 > 0
+    model = MLPClassifier((128,), max_iter=12, alpha=1.0, early_stopping=True, random_state=0)
+    model.fit(flat[kept], labels[kept])
+    print(f"classifier: {model.score(flat[~kept], labels[~kept]):.3f} of held-out digits right", flush=True)
     mask = upper_half((1, 28, 28))
     generator = torch.Generator().manual_seed(options.seed)
     told = []

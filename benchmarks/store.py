@@ -1,37 +1,45 @@
-"""Speed of the ensemble writer against a plain file that takes the same bytes.
+"""The ensemble writer against a plain file that takes the same bytes, what it costs a sampler, and its memory.
 
-    python benchmarks/store.py [--draws 160 --chains 4 --repeats 7 --folder DIR --json FILE]
+    python benchmarks/store.py [--draws 160 --chains 4 --repeats 7 --folder DIR --out benchmarks/results/store]
 
-Three things are timed in turn, over and over, in one process, each onto the same disk and none with an fsync: (a) the
-draws written raw, one after the other, to one file; (b) ``EnsembleWriter`` as ``sample`` uses it, append by append and
-commit by commit, with the running sums; (c) the same without the sums. The draws, 2 x 320 x 320 in float32, are drawn
-beforehand. Each run begins with what the one before it wrote deleted and the disk's caches flushed. Ratios are medians
-over the rounds, pair by pair.
+1. Speed. Three things are timed in turn, over and over, in one process, each onto the same disk and none with an fsync:
+   (a) the draws, 2 x 320 x 320 in float32, written raw, one after the other, to one file; (b) ``EnsembleWriter`` as
+   ``sample`` uses it, with the running sums and checksums; (c) the same with ``durability="power"``. Each run begins
+   with what the one before it wrote deleted and the disk's caches flushed. Without an fsync a plain file is a copy into
+   the kernel's page cache, faster than any disk, so two times are taken of each run: until the last call returns, and
+   until a closing ``sync`` has brought all of it onto the disk.
+2. Stall. Draws of 10 ms of work each (sleep, as of a sampler on another device; and, apart, arithmetic on one core)
+   with and without the writer beside: how much longer the loop takes, until the last append and until the store is
+   closed.
+3. Memory. The peak above that of the loop alone, in blocks.
 
-Without an fsync a plain file is a copy into the kernel's page cache, faster than any disk. So two times are taken of
-each run: until the last call returns, and until a closing ``sync`` has brought all of it onto the disk.
+Ratios are medians over the rounds, pair by pair.
 """
 
 import argparse
 import json
 import os
+import platform
 import shutil
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from potentia.io import EnsembleWriter
-from potentia.io._moments import Moments
 
 SHAPE = (2, 320, 320)
 STATE = b"\0" * 65536
+STATS = {"lp": -1.0, "sigma": 0.1, "step_size": 1.0, "acceptance_rate": 1.0, "n_grad": 1}
 
 
 def write_raw(path: Path, draws: list[Tensor]) -> None:
@@ -40,25 +48,30 @@ def write_raw(path: Path, draws: list[Tensor]) -> None:
             file.write(memoryview(images.numpy()).cast("B"))
 
 
-def write_store(path: Path, draws: list[Tensor]) -> None:
-    chains = len(draws[0])
-    writer = EnsembleWriter.create(
-        path, num_chains=chains, num_draws=len(draws), event_shape=SHAPE, state_bytes=len(STATE)
+def writer_for(path: Path | None, num_chains: int, num_draws: int, **options: Any) -> EnsembleWriter:
+    return EnsembleWriter.create(
+        path, num_chains=num_chains, num_draws=num_draws, event_shape=SHAPE, state_bytes=len(STATE), **options
     )
-    for k, images in enumerate(draws):
-        writer.append(images, {"lp": float(k), "sigma": 0.1, "step_size": 1.0, "acceptance_rate": 1.0, "n_grad": k})
+
+
+def write_store(path: Path, draws: list[Tensor], **options: Any) -> None:
+    writer = writer_for(path, len(draws[0]), len(draws), **options)
+    for images in draws:
+        writer.append(images, STATS)
         if writer.ready_to_commit:
             writer.commit(STATE)
+    writer.close()
 
 
-def counted(sums: Moments, block: Any) -> Moments:
-    """Count the draws and leave their sums alone."""
-    return Moments(sums.count + block.shape[1], sums.mean, sums.m2)
+def write_durably(path: Path, draws: list[Tensor]) -> None:
+    write_store(path, draws, durability="power")
 
 
-def write_without_sums(path: Path, draws: list[Tensor]) -> None:
-    with mock.patch.object(Moments, "updated", counted):
-        write_store(path, draws)
+def remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
 
 
 def timed(call: Callable[[Path, list[Tensor]], None], folder: Path, draws: list[Tensor]) -> tuple[float, float]:
@@ -69,25 +82,146 @@ def timed(call: Callable[[Path, list[Tensor]], None], folder: Path, draws: list[
     returned = time.perf_counter() - begun
     os.sync()
     on_disk = time.perf_counter() - begun
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink()
+    remove(path)
     return returned, on_disk
 
 
-def table(title: str, times: dict[str, list[float]], megabytes: float) -> dict[str, float]:
-    print(f"{title:28}{'s':>10}{'MB/s':>10}{'of raw':>10}")
-    ratios = {}
-    for name, spent in times.items():
-        ratios[name] = statistics.median(a / b for a, b in zip(times["raw file"], spent, strict=True))
-        middle = statistics.median(spent)
-        print(f"  {name:26}{middle:10.3f}{megabytes / middle:10.0f}{ratios[name]:10.2f}")
-    limit = 0.8
-    print(
-        f"  store: {ratios['store']:.2f} of raw (at least {limit}: {'met' if ratios['store'] >= limit else 'NOT met'})"
-    )
-    return ratios
+def speed(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """Seconds and ratios to a raw file."""
+    # Sixteen distinct draws, used over and over, so that memory does not limit how many are written.
+    distinct = [torch.randn(options.chains, *SHAPE) for _ in range(16)]
+    draws = [distinct[k % 16] for k in range(options.draws)]
+    calls = {"raw file": write_raw, "store": write_store, "store, power": write_durably}
+    spent: dict[str, list[tuple[float, float]]] = {name: [] for name in calls}
+    for round_ in range(options.repeats + 1):
+        for name, call in calls.items():
+            times = timed(call, folder, draws)
+            if round_:
+                spent[name].append(times)
+    megabytes = sum(d.nbytes for d in draws) / 1e6
+    told: dict[str, Any] = {"megabytes": megabytes}
+    for k, moment in enumerate(("returned", "on disk")):
+        raw = [t[k] for t in spent["raw file"]]
+        for name, times in spent.items():
+            mine = [t[k] for t in times]
+            told[f"{name}, {moment}"] = {
+                "seconds": statistics.median(mine),
+                "of raw": statistics.median(a / b for a, b in zip(raw, mine, strict=True)),
+            }
+    return told
+
+
+def work(kind: str, images: Tensor, seconds: float) -> None:
+    """A draw's work: asleep, or busy on one core; new pixels either way."""
+    end = time.perf_counter() + seconds
+    images.add_(0.001)
+    if kind == "asleep":
+        time.sleep(max(0.0, end - time.perf_counter()))
+        return
+    small = torch.ones(64, 64)
+    while time.perf_counter() < end:
+        small = torch.tanh(small)
+
+
+def loop(kind: str, path: Path | None, chains: int, draws: int, queue_blocks: int) -> tuple[float, float]:
+    """Seconds until the last append, and until the store is closed; no store for a path of None."""
+    images = torch.randn(chains, *SHAPE)
+    writer = None if path is None else writer_for(path, chains, draws, queue_blocks=queue_blocks)
+    begun = time.perf_counter()
+    for _ in range(draws):
+        work(kind, images, 0.01)
+        if writer is not None:
+            writer.append(images, STATS)
+            if writer.ready_to_commit:
+                writer.commit(STATE)
+    sampled = time.perf_counter() - begun
+    if writer is not None:
+        writer.close()
+    return sampled, time.perf_counter() - begun
+
+
+def stall(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """How much longer a loop of draws takes with a writer, as a share."""
+    told: dict[str, Any] = {}
+    ways = {"thread": 3, "no thread": 1}
+    for kind in ("asleep", "busy"):
+        shares: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
+        for round_ in range(options.repeats):
+            bare, _ = loop(kind, None, options.chains, options.draws, 1)
+            for name, blocks in ways.items():
+                os.sync()
+                sampled, closed = loop(kind, folder / "out", options.chains, options.draws, blocks)
+                remove(folder / "out")
+                if round_ or options.repeats == 1:
+                    shares[name].append((sampled / bare - 1, closed / bare - 1))
+        for name, found in shares.items():
+            told[f"{kind}, {name}"] = {
+                "until the last append": statistics.median(f[0] for f in found),
+                "until closed": statistics.median(f[1] for f in found),
+            }
+    return told
+
+
+PEAK = """
+import resource, sys
+sys.path.insert(0, sys.argv[1])
+import store, torch
+from pathlib import Path
+torch.set_num_threads(1)
+chains, draws, blocks = int(sys.argv[3]), int(sys.argv[4]), int(sys.argv[5])
+store.loop("asleep", Path(sys.argv[2] + "-first"), chains, 1, 1)        # what is loaded once
+images = torch.randn(chains, *store.SHAPE)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+if blocks:
+    store.loop("busy", Path(sys.argv[2]), chains, draws, blocks)
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
+"""
+
+
+def memory(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """Peak memory above a process that has drawn one image a chain, in blocks."""
+    image = options.chains * int(np.prod(SHAPE)) * 4
+    told: dict[str, Any] = {}
+    for blocks in (1, 3):
+        out = subprocess.run(
+            [sys.executable, "-c", PEAK, str(Path(__file__).parent), str(folder / f"m{blocks}"), str(options.chains),
+             str(options.draws), str(blocks)],
+            check=True, capture_output=True, text=True,
+        )  # fmt: skip
+        writer = writer_for(folder / "block", options.chains, options.draws)
+        block = image * writer.block
+        remove(folder / "block")
+        # the loop's own images
+        told[f"{blocks} blocks"] = {"blocks above": (int(out.stdout) - image) / block, "allowed": blocks + 1}
+    return told
+
+
+def markdown(record: dict[str, Any]) -> str:
+    lines = [
+        "# The ensemble writer",
+        "",
+        f"{record['date']}, {record['machine']}; {record['what']}.",
+        "",
+        "| | seconds | of raw |",
+        "| --- | ---: | ---: |",
+        *(
+            f"| {name} | {row['seconds']:.3f} | {row['of raw']:.2f} |"
+            for name, row in record["speed"].items()
+            if isinstance(row, dict)
+        ),
+        "",
+        "| stall at 10 ms a draw | until the last append | until closed |",
+        "| --- | ---: | ---: |",
+        *(
+            f"| {name} | {row['until the last append']:+.1%} | {row['until closed']:+.1%} |"
+            for name, row in record["stall"].items()
+        ),
+        "",
+        "| memory | blocks above the loop's own | allowed |",
+        "| --- | ---: | ---: |",
+        *(f"| {name} | {row['blocks above']:.2f} | {row['allowed']} |" for name, row in record["memory"].items()),
+    ]
+    return "\n".join(lines) + "\n"
 
 
 def main() -> None:
@@ -96,31 +230,23 @@ def main() -> None:
     parser.add_argument("--chains", type=int, default=4)
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--folder", type=Path, default=Path(), help="where to write; deleted afterwards")
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--out", type=Path, help="results: OUT.json and OUT.md")
     options = parser.parse_args()
-
-    # Sixteen distinct draws, used over and over, so that memory does not limit how many are written.
-    distinct = [torch.randn(options.chains, *SHAPE) for _ in range(16)]
-    draws = [distinct[k % 16] for k in range(options.draws)]
-    megabytes = sum(d.numel() * d.element_size() for d in draws) / 1e6
-    calls = {"raw file": write_raw, "store": write_store, "store, no sums": write_without_sums}
-    returned: dict[str, list[float]] = {name: [] for name in calls}
-    on_disk: dict[str, list[float]] = {name: [] for name in calls}
-    with tempfile.TemporaryDirectory(dir=options.folder, prefix="bench-store-") as folder:
-        for round_ in range(options.repeats + 1):
-            for name, call in calls.items():
-                times = timed(call, Path(folder), draws)
-                if round_:
-                    returned[name].append(times[0])
-                    on_disk[name].append(times[1])
-
-    print(f"{options.chains} chains x {options.draws} draws of {SHAPE} float32: {megabytes:.0f} MB, medians")
-    ratios = {
-        "returned": table("until the calls return", returned, megabytes),
-        "on_disk": table("until it is on the disk", on_disk, megabytes),
-    }
-    if options.json:
-        options.json.write_text(json.dumps(ratios, indent=2) + "\n")
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory(dir=options.folder, prefix="bench-store-") as name:
+        folder = Path(name)
+        record = {
+            "date": f"{datetime.now(UTC):%Y-%m-%d}",
+            "machine": f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}",
+            "what": f"{options.chains} chains x {options.draws} draws of {SHAPE} float32",
+            "speed": speed(options, folder),
+            "stall": stall(options, folder),
+            "memory": memory(options, folder),
+        }
+    print(markdown(record))
+    if options.out:
+        options.out.with_name(options.out.name + ".json").write_text(json.dumps(record, indent=1) + "\n")
+        options.out.with_name(options.out.name + ".md").write_text(markdown(record))
 
 
 if __name__ == "__main__":

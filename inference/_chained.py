@@ -51,6 +51,10 @@ class Chained(Sampler):
         return self.stages[0].independent_draws
 
     @property
+    def couples_chains(self) -> bool:
+        return any(stage.couples_chains for stage in self.stages)
+
+    @property
     def adapts(self) -> bool:
         return any(stage.adapts for stage in self.stages)
 

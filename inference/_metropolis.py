@@ -148,6 +148,10 @@ class Adjusted(Sampler):
     def adapts(self) -> bool:
         return self.step_size is None or isinstance(self.preconditioner, str)
 
+    @property
+    def couples_chains(self) -> bool:
+        return self.adapts and not self.per_chain
+
     def _check(self) -> None:
         """Check the fields that all of them have.
 

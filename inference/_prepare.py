@@ -33,12 +33,12 @@ class Problem:
     init: Tensor | None
     fingerprint: str
 
-    def starts(self, sampler: Sampler, generators: Generators) -> Tensor:
-        """The chains' starting points, (chains, C, H, W)."""
-        full = (self.num_chains, *self.shape)
+    def starts(self, sampler: Sampler, generators: Generators, chains: range | None = None) -> Tensor:
+        """The starting points of the chains, or of some of them, (chains, C, H, W)."""
+        chains = range(self.num_chains) if chains is None else chains
         if self.init is None:
-            return sampler.start(self.posterior, full, self.dtype, generators)
-        return self.init.expand(full).clone()
+            return sampler.start(self.posterior, (len(chains), *self.shape), self.dtype, generators)
+        return self.init.expand(self.num_chains, *self.shape)[chains.start : chains.stop].clone()
 
     def record(self, sampler: Sampler, warmup: int, draws: int, seed: int) -> dict[str, Any]:
         """What a store keeps of a run, and what a resumed run must agree with."""

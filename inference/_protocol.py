@@ -88,6 +88,11 @@ class Sampler(ABC):
         """Whether it learns from its first draws, and wants a warm-up for that."""
         return False
 
+    @property
+    def couples_chains(self) -> bool:
+        """Whether what one chain does depends on those beside it, so that processes cannot share them out."""
+        return self.adapts
+
     @abstractmethod
     def start(self, posterior: Potential, shape: Sequence[int], dtype: torch.dtype, generator: Generators) -> Tensor:
         """Points to start from where the caller gives none: ``shape`` is (chains, C, H, W)."""

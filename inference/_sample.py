@@ -3,26 +3,33 @@
 import math
 import os
 import time
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import torch
 from torch import Tensor
 
 from potentia._potential import Potential
 from potentia._random import chain_generators
+from potentia._signals import held_back_signals
 from potentia._validate import count, shape_text
 from potentia.inference import _checkpoint as checkpoint
 from potentia.inference._alps import ALPS
 from potentia.inference._langevin import Langevin
 from potentia.inference._prepare import Problem, prepare
 from potentia.inference._protocol import Info, Sampler, State
-from potentia.inference._summary import warn_if_suspect
-from potentia.io import EnsembleWriter, check_target
+from potentia.inference._ranks import Ranks
+from potentia.inference._summary import DiagnosticWarning, warn_if_suspect
+from potentia.inference._twisted import EFFECTIVE
+from potentia.io import Durability, EnsembleWriter, StoreError, check_target, open_ensemble
+from potentia.io._schema import rank_chains
 
 if TYPE_CHECKING:
     from potentia.io import Ensemble
+
+_FEW = 0.1  # share of the particles below which their weights say little
 
 
 def sample(
@@ -37,6 +44,7 @@ def sample(
     store: str | os.PathLike[str] | None = None,
     resume: bool = False,
     overwrite: bool = False,
+    durability: Durability | str = "process",
     device: torch.device | str | None = None,
     dtype: torch.dtype | str | None = None,
     progress: bool = True,
@@ -46,9 +54,13 @@ def sample(
     """Draw an ensemble of images from a posterior.
 
     Chains run as one batch. Each has a generator of its own, seeded from ``(seed, chain)``. Draws are kept in memory,
-    or streamed to the zarr store ``store``; ``resume`` goes on from a store's last committed draw and ends with what
-    an uninterrupted run would have drawn. The posterior handed in is left alone: where ``device`` or ``dtype`` ask for
-    another, a copy moves.
+    or streamed to the zarr store ``store`` by a thread of its own; ``resume`` goes on from a store's last committed
+    draw and ends with what an uninterrupted run would have drawn. With a store, Ctrl-C and SIGTERM end the run after
+    the draw under way, which is committed with those before it; a second one stops at once. The posterior handed in is
+    left alone: where ``device`` or ``dtype`` ask for another, a copy moves.
+
+    Once ``torch.distributed`` has a process group, as after ``init_process_group("gloo")`` under ``torchrun``, its
+    processes share the chains out and write one store; each returns the whole ensemble.
 
     Args:
         posterior: What to sample: usually ``prior + likelihood``.
@@ -62,6 +74,8 @@ def sample(
         store: Folder or URL of a zarr store.
         resume: Go on with a store that a run of the same posterior, sampler and seed began.
         overwrite: Replace an existing store.
+        durability: What committed draws survive: the death of the "process", or a failure of the "power" too, for which
+            each block waits for the disk.
         device: Where to compute; by default where the posterior's tensors are.
         dtype: Precision: float32 or float64, as a torch dtype or by name (complex posteriors take its complex twin).
         progress: Show a progress bar where the output is a terminal.
@@ -75,27 +89,70 @@ def sample(
         TypeError: For arguments of the wrong kind.
         ValueError: For arguments out of range or that do not fit together, before anything is written.
         StoreError: For a store that exists, or cannot be resumed.
+            Also where the disk does not take a block, with the cause; what was committed is kept.
         FloatingPointError: If a chain stops being finite, with the chain, draw and scale; what was committed is kept.
 
     Warns:
-        DiagnosticWarning: Where R-hat, the effective sample size or divergences give cause: see ``summary``.
+        DiagnosticWarning: Where R-hat, the effective sample size or divergences give cause: see ``summary``; and where
+            ``TwistedSMC`` gave most of its particles next to no weight.
     """
     sampler = default_sampler(posterior) if sampler is None else sampler
+    keep = _durability(durability)
     problem = prepare(posterior, sampler, num_chains, init, seed, device, dtype, compile)
     draws = count("sample", "num_draws", num_draws)
     warmup = sampler.default_warmup if num_warmup is None else count("sample", "num_warmup", num_warmup, least=0)
     if resume and (store is None or overwrite):
         raise ValueError("sample: resume needs a store, and does not go with overwrite")
-    run = _Run(problem, sampler, warmup, draws, seed, constant_data or {})
+    ranks = Ranks.of_process()
+    if ranks.count > 1:
+        _check_shared(sampler, store, ranks, num_chains)
+    run = _Run(problem, sampler, warmup, draws, seed, constant_data or {}, ranks, keep)
     if resume:
         assert store is not None
         run.resume(store)
     elif store is not None:
-        check_target(store, overwrite=overwrite)
-    with _bar(progress, run) as advance:
+        ranks.first(lambda: check_target(store, overwrite=overwrite))
+    with _bar(progress and ranks.index == 0, run) as advance:
         ensemble = run.finish(store, overwrite, advance)
-    warn_if_suspect(ensemble, stacklevel=3)
+    if ranks.index == 0:
+        warn_if_suspect(ensemble, stacklevel=3)
+        _warn_of_weights(run.state, stacklevel=3)
     return ensemble
+
+
+def _warn_of_weights(state: State | None, stacklevel: int) -> None:
+    """Warn where particles were weighed and few of them count."""
+    share = None if state is None else state.memory.get(EFFECTIVE)
+    if share is not None and float(share) < _FEW:
+        warnings.warn(
+            f"sample: the weights were worth {float(share):.1%} of the particles, expected {_FEW:.0%} or more: the "
+            "weights of the modes are not to be trusted, nor the spread where modes differ",
+            DiagnosticWarning,
+            stacklevel=stacklevel + 1,
+        )
+
+
+def _durability(name: str) -> Durability:
+    """Raises: ValueError for a name that is none."""
+    for known in get_args(Durability):
+        if name == known:
+            return known  # type: ignore[no-any-return]
+    raise ValueError(f"sample: durability is {name!r}, expected one of {', '.join(get_args(Durability))}")
+
+
+def _check_shared(sampler: Sampler, store: object, ranks: Ranks, num_chains: int) -> None:
+    """Raises: ValueError for what several processes cannot do."""
+    if store is None:
+        raise ValueError(f"sample: {ranks.count} processes share no memory, expected a store")
+    if len(rank_chains(num_chains, ranks.count, ranks.count - 1)) == 0:
+        raise ValueError(
+            f"sample: {num_chains} chains leave some of {ranks.count} processes without any, expected fewer processes"
+        )
+    if sampler.couples_chains:
+        raise ValueError(
+            f"sample: {ranks.count} processes cannot share out the chains of {sampler!r}, which learns from all of "
+            "them together or weighs them against one another; expected one process, or a fixed step size"
+        )
 
 
 def default_sampler(posterior: Potential) -> Sampler:
@@ -114,13 +171,18 @@ class _Run:
         draws: int,
         seed: int,
         constant: Mapping[str, Any],
+        ranks: Ranks,
+        durability: Durability,
     ) -> None:
+        self.ranks = ranks
+        self.durability = durability
+        self.chains = rank_chains(problem.num_chains, ranks.count, ranks.index)
         self.problem = problem
         self.sampler = sampler
         self.warmup = warmup
         self.draws = draws
         self.constant = constant
-        self.generators = chain_generators(seed, range(problem.num_chains), problem.device)
+        self.generators = chain_generators(seed, self.chains, problem.device)
         self.record = problem.record(sampler, warmup, draws, seed)
         self.writer: EnsembleWriter | None = None
         self.done = 0  # draws so far, those of the warm-up included
@@ -132,35 +194,80 @@ class _Run:
         return self.warmup + self.draws
 
     def resume(self, store: str | os.PathLike[str]) -> None:
-        self.writer, saved = EnsembleWriter.resume(store, expect=self.record)
-        if self.writer.num_committed == 0 or not saved:
+        # Rank 0 clears away what was half-written, before others write.
+        if self.ranks.index == 0:
+            self.ranks.first(lambda: self._take_up(store))
+        else:
+            self.ranks.first(lambda: None)
+            self._take_up(store)
+
+    def _take_up(self, store: str | os.PathLike[str]) -> None:
+        self.writer, saved = EnsembleWriter.resume(
+            store,
+            expect=self.record,
+            rank=self.ranks.index,
+            num_ranks=self.ranks.count,
+            durability=self.durability,
+            pinned=self.problem.device.type == "cuda",
+        )
+        committed = self.writer.num_committed
+        if committed == 0:
             return
+        if not saved:
+            raise StoreError(
+                f"{store}: {committed} draws are committed without the sampler's state, so that the run "
+                "cannot be resumed"
+            )
         self.state, self.done, self.n_grad = checkpoint.decode(saved, self.generators, self.problem.device)
 
     def finish(self, store: str | os.PathLike[str] | None, overwrite: bool, advance: Any) -> "Ensemble":
         begun = time.perf_counter()
-        problem = self.problem
         if self.state is None:
             self.state = self.sampler.init(
-                problem.posterior, problem.starts(self.sampler, self.generators), self.generators
+                self.problem.posterior, self.problem.starts(self.sampler, self.generators, self.chains), self.generators
             )
+        try:
+            if store is None:
+                self._draw_all(store, overwrite, advance, [])
+            else:
+                with held_back_signals("ends after this draw; Ctrl-C again stops at once") as caught:
+                    self._draw_all(store, overwrite, advance, caught)
+        finally:
+            if self.writer is not None:
+                self.writer.stop()
+        if self.writer is None:
+            raise RuntimeError("sample: nothing was drawn")
+        if self.ranks.count == 1:
+            return self.writer.close(sampling_time=time.perf_counter() - begun)
+        self.writer.finish(sampling_time=time.perf_counter() - begun)
+        self.ranks.wait()
+        assert store is not None
+        return open_ensemble(store)
+
+    def _draw_all(self, store: str | os.PathLike[str] | None, overwrite: bool, advance: Any, caught: list[int]) -> None:
+        """Draw what is left; a signal that was caught ends this after a draw."""
         while self.done < self.total:
-            if self.done == self.warmup:
+            if self.state is None:
+                self._never()
+            elif self.done == self.warmup:
                 self.state = self.state._replace(memory=self.sampler.freeze(self.state.memory))
             stats = self._one_draw(advance)
             self.done += 1
-            if self.done <= self.warmup:
-                continue
-            if self.writer is None:
-                self.writer = self._create(store, overwrite)
-            self.writer.append(self.state.x, stats)
-            if self.writer.ready_to_commit:
-                # What is kept in memory ends with the process: there is nothing to resume.
-                state = b"" if store is None else checkpoint.encode(self.state, self.generators, self.done, self.n_grad)
-                self.writer.commit(state)
-        if self.writer is None:
-            raise RuntimeError("sample: nothing was drawn")
-        return self.writer.close(sampling_time=time.perf_counter() - begun)
+            if self.done > self.warmup:
+                if self.writer is None:
+                    self.writer = self._create(store, overwrite)
+                self.writer.append(self._drawn(), stats)
+                if self.writer.ready_to_commit or caught:
+                    # What is kept in memory ends with the process: there is nothing to resume.
+                    self.writer.commit(b"" if store is None else self._encoded())
+            if caught and self.done < self.total:
+                raise KeyboardInterrupt
+
+    def _drawn(self) -> Tensor:
+        return (self.state or self._never()).x
+
+    def _encoded(self) -> bytes:
+        return checkpoint.encode(self.state or self._never(), self.generators, self.done, self.n_grad)
 
     def _one_draw(self, advance: Any) -> dict[str, Any]:
         """Run the steps of one draw; what the store keeps of them."""
@@ -176,11 +283,13 @@ class _Run:
                 accepted.append(info.acceptance)
             if info.diverging is not None:
                 diverging = diverging | info.diverging
+            if self.writer is not None:
+                self.writer.check()
             advance()
         self.state = state
         bad = ~torch.isfinite(state.x).flatten(1).all(dim=1)
         if bool(bad.any()):
-            chain = int(bad.nonzero()[0])
+            chain = self.chains[int(bad.nonzero()[0])]
             raise FloatingPointError(
                 f"sample: chain {chain} is no longer finite at draw {self.done - self.warmup} (sigma {info.sigma}), "
                 f"with {int(bad.sum())} of {len(bad)} chains affected; a smaller step size may help"
@@ -210,6 +319,27 @@ class _Run:
         raise RuntimeError("sample: the chains were not started")
 
     def _create(self, store: str | os.PathLike[str] | None, overwrite: bool) -> EnsembleWriter:
+        pinned = self.problem.device.type == "cuda"
+        made: list[EnsembleWriter] = []
+
+        def make() -> None:
+            if self.ranks.index == 0:
+                made.append(self._create_first(store, overwrite, pinned))
+
+        self.ranks.first(make)
+        if made:
+            return made[0]
+        assert store is not None
+        return EnsembleWriter.resume(
+            store,
+            expect=self.record,
+            rank=self.ranks.index,
+            num_ranks=self.ranks.count,
+            durability=self.durability,
+            pinned=pinned,
+        )[0]
+
+    def _create_first(self, store: str | os.PathLike[str] | None, overwrite: bool, pinned: bool) -> EnsembleWriter:
         problem = self.problem
         return EnsembleWriter.create(
             store,
@@ -223,6 +353,9 @@ class _Run:
             constant={**problem.constants(), **{k: _array(v) for k, v in self.constant.items()}},
             overwrite=overwrite,
             state_bytes=0 if store is None else checkpoint.capacity((self.state or self._never()), self.generators),
+            num_ranks=self.ranks.count,
+            durability=self.durability,
+            pinned=pinned,
         )
 
 

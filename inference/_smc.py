@@ -267,6 +267,11 @@ class SMC(Sampler):
             positive("SMC", "tolerance", self.tolerance)
 
     @property
+    def couples_chains(self) -> bool:
+        """True: particles are weighed against one another."""
+        return True
+
+    @property
     def independent_draws(self) -> bool:
         """True: a draw is a pass of its own, of all chains together."""
         return True

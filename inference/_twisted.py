@@ -117,6 +117,11 @@ class TwistedSMC(Sampler):
         return _LEVELS if self.annealer is None else len({level.sigma for level in self.annealer})
 
     @property
+    def couples_chains(self) -> bool:
+        """True: particles are weighed against one another."""
+        return True
+
+    @property
     def independent_draws(self) -> bool:
         """True: every draw is a run of its own. The chains of one draw are not independent of one another."""
         return True

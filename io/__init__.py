@@ -6,9 +6,10 @@ if __name__ != "potentia.io":
 from potentia.io._ensemble import Ensemble, open_ensemble
 from potentia.io._errors import StoreError, StoreExistsError
 from potentia.io._readers import read_array, read_image, scale_to_percentile
-from potentia.io._writer import EnsembleWriter, check_target
+from potentia.io._writer import Durability, EnsembleWriter, check_target
 
 __all__ = [
+    "Durability",
     "Ensemble",
     "EnsembleWriter",
     "StoreError",

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from potentia.io._location import Location, StorePath, create_at
+from potentia.io._location import Location, StorePath, create_archive, create_at
 from potentia.io._schema import add_array
 
 if TYPE_CHECKING:
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def copy_store(source: Location, path: StorePath, *, overwrite: bool) -> Location:
-    """Copy every group, array and attribute, chunk by chunk along chains.
+    """Copy every group, array and attribute, chunk by chunk along chains; to ``*.zip`` as an archive.
 
     Raises: StoreExistsError, StoreError.
     """
@@ -23,20 +23,23 @@ def copy_store(source: Location, path: StorePath, *, overwrite: bool) -> Locatio
         new.attrs.update(root.attrs.asdict())
         _copy_group(root, new)
 
-    create_at(target, fill, overwrite=overwrite)
+    create = create_at if target.archive is None else create_archive
+    create(target, fill, overwrite=overwrite)
     return target
 
 
 def _copy_group(old: "zarr.Group", new: "zarr.Group") -> None:
     # The counts of a store that is being written come first, so that they never exceed what was copied.
     for name, group in sorted(old.groups(), key=lambda member: member[0] != "writer"):
-        _copy_group(group, new.create_group(name))
+        made = new.create_group(name)
+        made.attrs.update(group.attrs.asdict())
+        _copy_group(group, made)
     for name, array in old.arrays():
         dims = getattr(array.metadata, "dimension_names", None) or ()
         dtype = str if array.dtype.kind in "TOU" else array.dtype
-        made = add_array(new, name, array.shape, array.chunks, dtype, dims, array.fill_value)
+        copied = add_array(new, name, array.shape, array.chunks, dtype, dims, array.fill_value)
         if array.ndim and len(array.chunks) > 1 and array.shape[0] > 1:
             for first in range(0, array.shape[0], array.chunks[0]):
-                made[first : first + array.chunks[0]] = array[first : first + array.chunks[0]]
+                copied[first : first + array.chunks[0]] = array[first : first + array.chunks[0]]
         else:
-            made[...] = np.asarray(array[...], dtype=object) if dtype is str else array[...]
+            copied[...] = np.asarray(array[...], dtype=object) if dtype is str else array[...]

@@ -1,7 +1,7 @@
 """Ensembles of posterior samples: what a store holds, and what is read off it."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,17 +9,26 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from potentia.io._analysis import pooled_quantiles
+from potentia.io._analysis import event_probability, exceedance, pooled_quantiles
 from potentia.io._errors import StoreError
 from potentia.io._integrity import check_whole, committed_draws, stored_sums
 from potentia.io._location import Location, StorePath
 from potentia.io._moments import Moments
+from potentia.io._rechunk import GROUP as BY_PIXEL
+from potentia.io._rechunk import drop
+from potentia.io._rechunk import rechunk as write_by_pixel
 from potentia.io._schema import IMAGE_DIMS, find_array, find_group, read_layout
 from potentia.io._summary import as_stored, write_summary
+from potentia.io._tiles import Draws, Tile
+from potentia.io._truth import DEFAULT_LEVELS
 
 if TYPE_CHECKING:
     import xarray as xr
     from matplotlib.figure import Figure
+
+    from potentia.io._modes import Modes
+    from potentia.io._regions import RegionStatistics
+    from potentia.io._truth import Calibration
 
 IMAGE_COORDS = IMAGE_DIMS[2:]
 
@@ -43,6 +52,7 @@ class Ensemble:
                 f"{location}: no draw has been committed yet, expected at least one block of {self._layout.block}"
             )
         check_whole(root, self._layout, location, self._committed)
+        self._draws = Draws(location, root, self._image, self._layout, self._committed)
         self._tree: xr.DataTree | None = None
 
     @property
@@ -85,13 +95,47 @@ class Ensemble:
                 opened = xr.open_datatree(self._location.target, engine="zarr", consolidated=False, chunks=None)
             except Exception as err:  # xarray and zarr raise unrelated types for damaged metadata
                 raise StoreError(f"{self._location}: cannot be opened as a DataTree: {err}") from err
-            self._tree = opened.isel(draw=slice(0, self._committed))
+            # the rechunked copy holds the same draws once more
+            self._tree = opened.drop_nodes(BY_PIXEL, errors="ignore").isel(draw=slice(0, self._committed))
         return self._tree
 
     @property
     def image(self) -> "xr.DataArray":
         """The images, (chain, draw, channel, y, x), read when looked at."""
         return self.tree["posterior"].to_dataset()["image"]
+
+    def dask(self, chunks: Mapping[str, int] | None = None) -> "xr.DataTree":
+        """The tree with its arrays in Dask chunks, for computations of one's own on ensembles larger than memory.
+
+        ``chunks`` gives sizes by dimension; None takes those of the store, blocks of draws of one chain.
+
+        Raises: ImportError without Dask.
+        """
+        from potentia.io._export import dask_tree
+
+        return dask_tree(self, chunks)
+
+    def tiles(self, max_bytes: int | None = None) -> Iterator[Tile]:
+        """All draws of one rectangle of the image after the other, so that memory stays bounded by ``max_bytes``.
+
+        A tile has ``rows``, ``columns`` and ``draws`` (chain, draw, channel, rows, columns). None is 32 MiB, or the
+        chunks of ``finalize(rechunk=True)``; a store that can be read by whole chunks only takes 192 MiB.
+
+        Raises: StoreError if a chunk is missing or cut short.
+        """
+        return self._draws.tiles(max_bytes)
+
+    def map_tiles(
+        self, function: Callable[["np.ndarray[Any, Any]"], Any], max_bytes: int | None = None
+    ) -> Iterator[tuple[slice, slice, Any]]:
+        """Apply a function to the draws of each of ``tiles``: rows, columns, and what the function gives.
+
+        As many tiles are worked on at a time as torch uses threads, four at the most; they come in order.
+
+        Shapes: the function takes (chain, draw, channel, rows, columns).
+        Raises: StoreError as ``tiles``, and what the function raises.
+        """
+        return self._draws.map_tiles(function, max_bytes)
 
     def samples(self) -> Tensor:
         """The images as a tensor (chain, draw, C, H, W), complex if they are."""
@@ -129,34 +173,164 @@ class Ensemble:
             raise ValueError(f"std: the ensemble has {total} samples, expected more than {ddof}")
         return self._labelled("std", self._moments().pooled(ddof)[1])
 
-    def quantile(self, q: float | Sequence[float]) -> "xr.DataArray":
-        """Quantiles over chains and draws together, by linear interpolation.
+    def quantile(self, q: float | Sequence[float], *, magnitude: bool = False) -> "xr.DataArray":
+        """Quantiles over chains and draws together, by linear interpolation; NaN where a draw is NaN.
+
+        ``magnitude`` takes those of the magnitudes of complex images.
 
         Shapes: (channel, y, x) for a number, with a leading ``quantile`` dimension for several.
         Raises: ValueError for a q outside [0, 1].
         """
         levels = np.atleast_1d(np.asarray(q, dtype=np.float64))
-        if not bool(((levels >= 0) & (levels <= 1)).all()):
+        if levels.ndim != 1 or not bool(((levels >= 0) & (levels <= 1)).all()):
             raise ValueError(f"quantile: q is {q}, expected numbers between 0 and 1")
-        values = pooled_quantiles(self._image, self._committed, levels)
+        values = pooled_quantiles(self._draws, levels, magnitude=magnitude)
         if np.ndim(q) == 0:
             return self._labelled("quantile", values[0])
         return self._labelled("quantile", values, quantile=levels)
 
-    def interval(self, level: float = 0.9) -> "xr.DataArray":
+    def interval(self, level: float = 0.9, *, magnitude: bool = False) -> "xr.DataArray":
         """Central interval of each pixel's marginal: (bound, channel, y, x) with bounds ``lower`` and ``upper``.
 
         The bounds are the order statistics that hold ``level`` of the predictive mass of one more draw, k / (n + 1)
         below the k-th of n samples: quantiles interpolated between the least and the greatest sample hold less. n
-        samples hold (n - 1) / (n + 1) at the most, so that a level above that gives their range.
+        samples hold (n - 1) / (n + 1) at the most, so that a level above that gives their range. ``magnitude`` takes
+        the magnitudes of complex images.
 
         Raises: ValueError for a level outside (0, 1).
         """
         if not 0 < level < 1:
             raise ValueError(f"interval: level is {level}, expected a number between 0 and 1")
-        tail = (1 - level) / 2
-        values = pooled_quantiles(self._image, self._committed, np.array([tail, 1 - tail]), "weibull")
+        values = self._bounds(np.array([level]), magnitude)[:, 0]
         return self._labelled("interval", values, bound=["lower", "upper"])
+
+    def _bounds(self, levels: "np.ndarray[Any, Any]", magnitude: bool = False) -> "np.ndarray[Any, Any]":
+        """Lower and upper bounds of central intervals: (level,) -> (2, level, channel, y, x)."""
+        tails = (1 - levels) / 2
+        values = pooled_quantiles(self._draws, np.concatenate([tails, 1 - tails]), "weibull", magnitude=magnitude)
+        return values.reshape(2, len(levels), *values.shape[1:])
+
+    def probability(self, event: Callable[[Any], Any]) -> "xr.DataArray":
+        """Posterior probability of an event at each pixel, the share of the draws in which it holds: (channel, y, x).
+
+        ``event`` takes images and tells where it holds: ``ensemble.probability(lambda x: x > 0.5)``. It sees whole
+        images, so that it may compare pixels with their neighbours. NaN where a draw is NaN. An estimate p from n
+        effective draws has the standard error sqrt(p (1 - p) / n).
+
+        Shapes: event (k, C, H, W) -> boolean (k, C, H, W), complex images as such.
+        Raises: TypeError, ValueError if the event gives anything else.
+        """
+        return self._labelled("probability", event_probability(self._draws, event))
+
+    def probability_above(self, threshold: Any) -> "xr.DataArray":
+        """Posterior probability that a pixel exceeds a threshold; its magnitude, if images are complex.
+
+        Shapes: threshold a number, or broadcasting against (C, H, W) -> (channel, y, x).
+        Raises: TypeError, ValueError for a threshold that is not real, NaN, or of another shape.
+        """
+        limit = threshold.detach().cpu().numpy() if isinstance(threshold, Tensor) else np.asarray(threshold)
+        if limit.dtype.kind not in "iuf":
+            raise TypeError(f"probability_above: threshold has dtype {limit.dtype}, expected real numbers")
+        fits = limit.ndim <= 3 and all(
+            n in (1, m) for n, m in zip(limit.shape[::-1], self.event_shape[::-1], strict=False)
+        )
+        if not fits or bool(np.isnan(limit).any()):
+            raise ValueError(
+                f"probability_above: threshold has shape {limit.shape}{' and NaN' if fits else ''}, expected numbers "
+                f"that broadcast against {self.event_shape}"
+            )
+        return self._labelled("probability", exceedance(self._draws, limit.astype(np.float64)))
+
+    def regions(
+        self, masks: Any, *, threshold: float | None = None, level: float = 0.9, pixel_size: float = 1.0
+    ) -> "RegionStatistics":
+        """Mean intensity of a region, and the volume above a threshold in it, with central intervals at ``level``.
+
+        ``masks`` is one mask or a mapping of names to masks. Each draw has a mean and a volume of its own, so that
+        intervals take in how pixels vary together; adding up those of single pixels would not. The volume is the number
+        of pixels above the threshold, over channels, times ``pixel_size``. Complex images count by magnitude.
+
+        Shapes: masks (H, W) or (C, H, W), True or 1 within.
+        Raises: TypeError, ValueError for a mask of other numbers or another shape, one without pixels, a level outside
+            (0, 1), or a pixel size that is not positive.
+        """
+        from potentia.io._regions import region_statistics
+
+        return region_statistics(self._draws, masks, threshold, level, pixel_size)
+
+    def components(self, num: int = 10, *, every: int = 1) -> "xr.Dataset":
+        """Principal components of the posterior: the directions in which draws differ most.
+
+        - ``mean`` (channel, y, x), ``component`` (component, channel, y, x), orthonormal, its largest entry positive.
+        - ``explained_variance`` (component) and ``explained_variance_ratio``, its share of all variance.
+        - ``score`` (chain, draw, component): a draw is the mean plus its scores times the components, if ``num`` is
+          one less than the samples.
+
+        Exact, by the Gram matrix of the draws: two passes over them and memory for samples squared. ``every`` k-th draw
+        of each chain counts. Complex images are decomposed by their real and imaginary parts. Of few samples the
+        leading variances are too large: with fewer samples than pixels, draws lie in a plane of their own.
+
+        Raises: TypeError, ValueError for a num above the samples less one, too many samples, or draws not finite.
+        Source: Sirovich 1987, the method of snapshots.
+        """
+        from potentia.io._components import principal_components
+
+        return principal_components(self._draws, num, every)
+
+    def distances(self, *, every: int = 1) -> "xr.DataArray":
+        """Root mean square distance of every two draws over the pixels: (sample, other), in the unit of the images.
+
+        Samples are chain by chain, as the coordinates ``chain`` and ``draw`` of ``sample`` say. ``every`` as for
+        ``components``.
+
+        Raises: TypeError, ValueError as ``components``.
+        """
+        from potentia.io._components import rms_distances
+
+        return rms_distances(self._draws, every)
+
+    def modes(self, *, num_components: int = 10, level: float = 0.01, every: int = 1, most: int = 16) -> "Modes":
+        """Count the modes of the posterior, as far as its draws tell them apart.
+
+        All draws are one cluster at first. A cluster's leading ``num_components`` principal directions, and that
+        between two clusters of k-means in their span, are found on one half of its samples; the other half, projected
+        on each, is put to Hartigan's dip test for a single mode. If the least p-value, times the number of directions,
+        is below ``level``, the cluster is cut in two there, and each part is tested in turn, up to ``most`` modes.
+
+        Limits. One mode is kept, but for a share of ``level`` of cases, if draws are independent and the posterior has
+        one mode along every line, as log-concave ones do. Draws that hang together look like clusters: thin them by
+        ``every``, and mind R-hat. Fewer than 24 samples are not tested. Modes closer than about four standard
+        deviations along their line, lighter than a few per cent, apart in directions of little variance, or wound
+        about one another, are not found. Modes that no chain has visited are beyond any test.
+
+        Raises: TypeError, ValueError for bad numbers, and as ``components``; ImportError without scikit-learn.
+        Source: Hartigan and Hartigan 1985, the dip test; Kalogeratos and Likas 2012, dip tests within a divisive
+            clustering; Cox 1975, a hypothesis found on one half of the data and tested on the other.
+        """
+        from potentia.io._modes import count_modes
+
+        return count_modes(self._draws, num_components, level, every, most)
+
+    def calibration(
+        self, truth: Any = None, *, levels: Sequence[float] = DEFAULT_LEVELS, num_bins: int = 10, mask: Any = None
+    ) -> "Calibration":
+        """Compare with a known truth: coverage over ``levels``, and the error of the mean beside what the std predicts.
+
+        ``truth`` is taken from the store where not given. Real and imaginary parts count one each.
+
+        Shapes: truth and mask as ``coverage``.
+        Raises: TypeError, ValueError for levels outside (0, 1), another shape or field, NaN, no truth, more bins than
+            pixels, a mask that leaves nothing, or a single sample.
+        """
+        from potentia.io._truth import calibrate, checked_levels
+
+        wanted = checked_levels(levels)
+        known = self._stored_constant("truth") if truth is None else truth
+        if known is None:
+            raise ValueError("calibration: the store holds no truth, expected one as an argument")
+        target = self._truth(known, "calibration")
+        chosen = self._chosen("calibration", mask)
+        return calibrate(self, target, chosen, wanted, num_bins, self._bounds(wanted))
 
     def coverage(self, truth: Any, level: float = 0.9, mask: Any = None) -> float:
         """Share of pixels whose interval holds the truth; real and imaginary parts count one each.
@@ -165,34 +339,44 @@ class Ensemble:
             against (C, H, W), True where pixels count.
         Raises: ValueError for another shape, another field, NaN, or a mask that leaves nothing.
         """
-        target = self._truth(truth)
+        target = self._truth(truth, "coverage")
         bounds = self.interval(level).values
         inside = (bounds[0] <= target) & (target <= bounds[1])
-        if mask is None:
-            return float(inside.mean())
-        chosen = np.broadcast_to(np.asarray(mask, dtype=bool), self.event_shape)
-        counted = inside[np.repeat(chosen, 2, axis=0) if self.is_complex else chosen]
-        if counted.size == 0:
-            raise ValueError("coverage: mask leaves no pixel to count")
-        return float(counted.mean())
+        return float(inside[self._chosen("coverage", mask)].mean())
 
-    def _truth(self, truth: Any) -> "np.ndarray[Any, Any]":
+    def _chosen(self, where: str, mask: Any) -> "np.ndarray[Any, Any]":
+        """A mask as booleans of the stored shape (channel, y, x)."""
+        array = mask.detach().cpu().numpy() if isinstance(mask, Tensor) else np.asarray(True if mask is None else mask)
+        try:
+            chosen = np.broadcast_to(array.astype(bool), self.event_shape)
+        except ValueError:
+            raise ValueError(
+                f"{where}: mask has shape {array.shape}, expected one that broadcasts against {self.event_shape}"
+            ) from None
+        if not chosen.any():
+            raise ValueError(f"{where}: mask leaves no pixel to count")
+        return np.repeat(chosen, 2, axis=0) if self.is_complex else chosen
+
+    def _truth(self, truth: Any, where: str) -> "np.ndarray[Any, Any]":
         array = truth.detach().cpu().numpy() if isinstance(truth, Tensor) else np.asarray(truth)
         if np.iscomplexobj(array) and self.is_complex:
             array = as_stored(torch.from_numpy(np.ascontiguousarray(array)))
         if array.shape != self._layout.stored_shape or np.iscomplexobj(array):
             kind = "complex" if self.is_complex else "real"
             raise ValueError(
-                f"coverage: truth has shape {array.shape} and dtype {array.dtype}, expected {kind} {self.event_shape}"
+                f"{where}: truth has shape {array.shape} and dtype {array.dtype}, expected {kind} {self.event_shape}"
             )
         if not bool(np.isfinite(array).all()):
-            raise ValueError("coverage: truth has NaN or infinite entries, expected finite ones")
+            raise ValueError(f"{where}: truth has NaN or infinite entries, expected finite ones")
         return array
 
     def _labelled(self, name: str, values: "np.ndarray[Any, Any]", **leading: Any) -> "xr.DataArray":
         import xarray as xr
 
-        coords = {**leading, "channel": self._layout.channel_names}
+        names = self._layout.channel_names
+        if values.shape[-3] != len(names):  # of magnitudes
+            names = [str(c) for c in range(values.shape[-3])]
+        coords = {**leading, "channel": names}
         return xr.DataArray(values, dims=(*leading, *IMAGE_COORDS), coords=coords, name=name)
 
     def set_summary(self, name: str, image: Tensor) -> None:
@@ -247,6 +431,69 @@ class Ensemble:
         if path is not None:
             figure.savefig(path, dpi=120)
         return figure
+
+    def figures(self, folder: str | Path, *, truth: Any = None, overwrite: bool = False) -> list[Path]:
+        """Write pictures for a paper to a folder, which is made if need be, and return their paths.
+
+        - ``overview.png``, the panels of ``plot``.
+        - ``mean.png``, ``std.png``, and ``error.png`` where the truth is known, each alone with its scale.
+        - ``interval.png``, the width of the 90 % interval; ``components.png``, four principal components.
+        - ``calibration.png``, coverage and error beside std, where the truth is known.
+
+        Raises: FileExistsError if one of them is there; ValueError for a truth that does not fit; ImportError without
+            matplotlib.
+        """
+        from potentia.io._figures import write_figures
+
+        return write_figures(self, folder, truth, overwrite=overwrite)
+
+    def finalize(self, *, rechunk: bool = False) -> None:
+        """Put a finished store in order for reading.
+
+        ``rechunk=True`` writes the draws a second time, in chunks that hold all draws of a tile of pixels: quantiles,
+        R-hat and the like then read nothing twice, whatever the store lies on. It takes as much room again as the
+        draws. ``rechunk=False`` removes that copy. Draws that are added later make it obsolete, and it is not read. A
+        kill in between leaves a store without the copy.
+
+        Raises: StoreError if the store cannot be written.
+        """
+        (write_by_pixel if rechunk else drop)(self._draws)
+        self._draws = Draws(self._location, self._location.open(), self._image, self._layout, self._committed)
+
+    def to_arviz(self) -> Any:
+        """For ArviZ: its InferenceData (0.x), or the DataTree that ArviZ 1 works on.
+
+        Raises: ImportError without ArviZ.
+        """
+        from potentia.io._export import to_arviz
+
+        return to_arviz(self)
+
+    def to_netcdf(self, path: str | Path, *, overwrite: bool = False) -> Path:
+        """Write everything to one netCDF-4 file, which ArviZ and xarray read; complex images as ``re`` and ``im``.
+
+        Groups are those of the store, but for the writer's own. The file appears when it is whole.
+
+        Raises: FileExistsError, FileNotFoundError; ValueError for another ending than .nc, .nc4 or .h5; ImportError
+            without h5netcdf.
+        """
+        from potentia.io._export import to_netcdf
+
+        return to_netcdf(self, path, overwrite=overwrite)
+
+    def to_nifti(self, path: str | Path, what: Any = "mean", affine: Any = None, *, overwrite: bool = False) -> Path:
+        """Write an image as NIfTI: ``"mean"``, ``"std"``, the name of one kept by ``set_summary``, or an array.
+
+        Axes are (x, y, 1), with channels as a fourth one where there are several. Complex images are written as complex
+        numbers, their std as one number of both parts together.
+
+        Shapes: what (C, H, W), or as it is stored; affine (4, 4) from indices to millimetres, the identity by default.
+        Raises: FileExistsError, FileNotFoundError; ValueError for an unknown name, another shape, an affine that is not
+            (4, 4), or another ending than .nii or .nii.gz; ImportError without nibabel.
+        """
+        from potentia.io._export import to_nifti
+
+        return to_nifti(self, path, what, affine, overwrite=overwrite)
 
     def save(self, path: StorePath, *, overwrite: bool = False) -> "Ensemble":
         """Write the ensemble, such as one in memory, to a store.

@@ -25,6 +25,8 @@ def committed_draws(root: "zarr.Group", layout: Layout, location: Location) -> i
     check_chunks(location, array)
     try:
         counts = np.asarray(array[:])
+    except StoreError:
+        raise
     except Exception as err:  # zarr raises a dozen unrelated types for damaged chunks
         raise StoreError(f"{location}: the count of committed draws cannot be read: {err}") from err
     if counts.shape != (layout.num_chains,) or not bool(((counts >= 0) & (counts <= layout.num_draws)).all()):
@@ -77,11 +79,16 @@ def stored_sums(
 
 
 def check_chunks(location: Location, array: "zarr.Array[Any]", committed: int | None = None) -> None:
-    """Compare the sizes of a local array's chunk files; ``committed`` cuts the second dimension, that of the draws.
+    """Refuse an array with chunks that were never recorded, and compare the sizes of local files.
+
+    ``committed`` cuts the second dimension, that of the draws. What the chunks hold is checked when they are read.
 
     Raises: StoreError.
     """
-    if location.folder is None:
+    from potentia.io._checked import CheckedStore
+
+    store = array.store if isinstance(array.store, CheckedStore) else None
+    if store is None and location.folder is None:
         return
     shape = array.shape if committed is None else (array.shape[0], committed, *array.shape[2:])
     # strings are stored at variable length
@@ -89,6 +96,10 @@ def check_chunks(location: Location, array: "zarr.Array[Any]", committed: int | 
     grid = [range(math.ceil(n / k)) for n, k in zip(shape, array.chunks, strict=True)]
     for index in itertools.product(*grid):
         name = ".".join(["c", *map(str, index)])
+        if store is not None and not store.accepted(f"{array.path}/{name}"):
+            raise StoreError(f"{location}: the store is cut short: chunk {name} of {array.path} was never recorded")
+        if location.folder is None:
+            continue
         try:
             found = (location.folder / array.path / name).stat().st_size
         except OSError:

@@ -27,15 +27,6 @@ class Moments:
         """Sums over no draws."""
         return cls(0, np.zeros((num_chains, *shape)), np.zeros((num_chains, *shape)))
 
-    def updated(self, block: NDArray[Any]) -> "Moments":
-        """Return the sums with these draws added, in memory of their own.
-
-        Shapes: block (chain, draw, channel, y, x), any real dtype.
-        """
-        grown = Moments(self.count, self.mean.copy(), self.m2.copy())
-        grown.update(block)
-        return grown
-
     def update(self, block: NDArray[Any]) -> None:
         """Add draws.
 

@@ -54,19 +54,22 @@ def plot_ensemble(ensemble: "Ensemble", truth: Any, data: Any, num_samples: int)
 
 
 def _panels(ensemble: "Ensemble", truth: Any, data: Any, num_samples: int) -> list[tuple[str, "np.ndarray[Any, Any]"]]:
-    samples = ensemble.samples().flatten(0, 1)
-    mean = samples.mean(dim=0)
+    total = ensemble.num_chains * ensemble.num_draws
+    mean = ensemble._as_sampled(torch.from_numpy(ensemble.mean().values))
     truth = _stored(ensemble, "truth") if truth is None else truth
     data = _stored(ensemble, "zero_filled") if data is None else data
     panels = [("truth", truth), ("data", data), ("mean", mean)]
     pictures = [(name, _picture(image)) for name, image in panels if _fits(image, ensemble)]
-    if len(samples) > 1:
-        # Of a complex image: the spread of both parts together.
-        pictures.append(("std", _flat((samples - mean).abs().square().sum(dim=0).div(len(samples) - 1).sqrt())))
+    if total > 1:
+        spread = ensemble._as_sampled(torch.from_numpy(ensemble.std().values))
+        pictures.append(("std", _flat(spread.abs())))  # of a complex image: the spread of both parts together
     if _fits(truth, ensemble):
         error = _picture_tensor(mean) - _picture_tensor(_tensor(truth))
         pictures.append(("error", _flat(error.abs())))
-    pictures += [(f"sample {k + 1}", _picture(samples[k])) for k in range(min(num_samples, len(samples)))]
+    for k in range(min(num_samples, total)):
+        chain, draw = divmod(k, ensemble.num_draws)
+        stored = np.array(ensemble.image.isel(chain=chain, draw=draw).values)
+        pictures.append((f"sample {k + 1}", _picture(ensemble._as_sampled(torch.from_numpy(stored)))))
     return pictures
 
 

@@ -1,4 +1,4 @@
-"""The schema of an ensemble store (version 1): which arrays it has, how they are chunked and named."""
+"""The schema of an ensemble store (version 2): which arrays it has, how they are chunked and named."""
 
 import json
 import math
@@ -16,7 +16,7 @@ from potentia.io._errors import StoreError
 if TYPE_CHECKING:
     import zarr
 
-STORE_VERSION = 1
+STORE_VERSION = 2
 IMAGE_DIMS = ("chain", "draw", "channel", "y", "x")
 STATS: Mapping[str, str] = {
     "lp": "<f8",
@@ -36,6 +36,7 @@ class Layout:
     """Sizes of an ensemble: everything that the shapes and chunks of the store follow from.
 
     ``event_shape`` is the image as the sampler sees it, (C, H, W); complex channels are stored as two real ones.
+    ``num_ranks`` processes write the store side by side, each its own chains; no chunk spans those of two.
     """
 
     num_chains: int
@@ -44,6 +45,7 @@ class Layout:
     is_complex: bool
     dtype: np.dtype[Any]
     block: int  # draws in a chunk
+    num_ranks: int = 1
 
     @classmethod
     def checked(
@@ -54,17 +56,23 @@ class Layout:
         is_complex: bool,
         dtype: Any,
         block: int | None = None,
+        num_ranks: int = 1,
     ) -> "Layout":
         """Check the numbers of a caller; ``block`` None makes chunks of about 16 MiB.
 
-        Raises: ValueError for sizes below one, for another number of dimensions, or another dtype.
+        Raises: ValueError for sizes below one, for another number of dimensions, another dtype, or more ranks than
+            chains.
         """
         shape = tuple(int(n) for n in event_shape)
         if len(shape) != 3 or min(shape) < 1:
             raise ValueError(f"EnsembleWriter: event_shape must be (C, H, W), each at least 1, got {shape}")
-        for name, value in (("num_chains", num_chains), ("num_draws", num_draws)):
+        for name, value in (("num_chains", num_chains), ("num_draws", num_draws), ("num_ranks", num_ranks)):
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ValueError(f"EnsembleWriter: {name} must be an integer of at least 1, got {value!r}")
+        if len(rank_chains(num_chains, num_ranks, num_ranks - 1)) == 0:
+            raise ValueError(
+                f"EnsembleWriter: {num_chains} chains leave some of {num_ranks} ranks without any, expected fewer ranks"
+            )
         name = str(dtype).removeprefix("torch.")
         if isinstance(dtype, type):
             name = np.dtype(dtype).name  # np.float32
@@ -73,7 +81,11 @@ class Layout:
         stored = np.dtype(name).newbyteorder("<")
         if block is None:
             block = _block(num_draws, math.prod(shape) * stored.itemsize * (2 if is_complex else 1))
-        return cls(num_chains, num_draws, (shape[0], shape[1], shape[2]), is_complex, stored, block)
+        return cls(num_chains, num_draws, (shape[0], shape[1], shape[2]), is_complex, stored, block, num_ranks)
+
+    def chains_of(self, rank: int) -> range:
+        """The chains that a rank writes."""
+        return rank_chains(self.num_chains, self.num_ranks, rank)
 
     @property
     def stored_shape(self) -> tuple[int, int, int]:
@@ -88,6 +100,12 @@ class Layout:
         if not self.is_complex:
             return [str(c) for c in range(channels)]
         return ["re", "im"] if channels == 1 else [part + str(c) for c in range(channels) for part in ("re", "im")]
+
+
+def rank_chains(num_chains: int, num_ranks: int, rank: int) -> range:
+    """The chains of one rank: the same number each, but for the last ranks, which may have fewer."""
+    share = math.ceil(num_chains / num_ranks)
+    return range(min(rank * share, num_chains), min((rank + 1) * share, num_chains))
 
 
 def _block(num_draws: int, draw_bytes: int) -> int:
@@ -110,7 +128,12 @@ def json_ready(where: str, value: Mapping[str, object]) -> dict[str, Any]:
 
 def root_attributes(layout: Layout, potentia: dict[str, Any]) -> dict[str, Any]:
     """Root attributes of a new store: those that ArviZ writes and the caller's ``potentia`` entry."""
-    own = {"store_version": STORE_VERSION, "complex": layout.is_complex, "event_shape": list(layout.event_shape)}
+    own = {
+        "store_version": STORE_VERSION,
+        "complex": layout.is_complex,
+        "event_shape": list(layout.event_shape),
+        "num_ranks": layout.num_ranks,
+    }
     version = _version()
     return {
         "created_at": datetime.now(UTC).isoformat(),
@@ -164,21 +187,22 @@ def stat_fill(dtype: str) -> float | bool:
 def build(root: "zarr.Group", layout: Layout, state_bytes: int) -> None:
     """Create every group, array and coordinate of an empty ensemble; no draw is written."""
     chains, draws, k, event = layout.num_chains, layout.num_draws, layout.block, layout.stored_shape
+    share = len(layout.chains_of(0))
     posterior = root.create_group("posterior")
     # NaN, so that a draw that was never written cannot pass for an image
     add_array(posterior, "image", (chains, draws, *event), (1, k, *event), layout.dtype, IMAGE_DIMS, math.nan)
     stats = root.create_group("sample_stats")
     for name, dtype in STATS.items():
-        # one writer owns all chains, and a chunk for each of them would cost more than the images do
-        add_array(stats, name, (chains, draws), (chains, k), dtype, ("chain", "draw"), stat_fill(dtype))
+        # a chunk for each chain would cost more than the images do
+        add_array(stats, name, (chains, draws), (share, k), dtype, ("chain", "draw"), stat_fill(dtype))
     summary = root.create_group("posterior_summary")
     for name in ("mean", "m2"):
         add_array(summary, name, (chains, *event), (1, *event), "<f8", ("chain", "channel", "y", "x"), math.nan)
-    add_array(summary, "count", (chains,), (chains,), "<i8", ("chain",), 0)[:] = 0
+    add_array(summary, "count", (chains,), (share,), "<i8", ("chain",), 0)[:] = 0
     writer = root.create_group("writer")
-    add_array(writer, "n_committed", (chains,), (1,), "<i8", ("chain",), 0)[:] = 0
+    add_array(writer, "n_committed", (chains,), (share,), "<i8", ("chain",), 0)[:] = 0
     size = STATE_HEADER + state_bytes
-    add_array(writer, "state", (size,), (size,), "|u1", ("byte",), 0)[:] = 0
+    add_array(writer, "state", (layout.num_ranks, size), (1, size), "|u1", ("rank", "byte"), 0)[:] = 0
     for group, names in ((posterior, "chain draw channel"), (stats, "chain draw"), (summary, "chain channel")):
         _add_coordinates(group, layout, names.split())
 
@@ -265,6 +289,7 @@ def read_layout(root: "zarr.Group", where: object) -> tuple[Layout, dict[str, An
             bool(potentia["complex"]),
             image.dtype,
             image.chunks[1],
+            potentia["num_ranks"],
         )
     except (KeyError, IndexError, TypeError, ValueError) as err:
         raise StoreError(f"{where}: the store's metadata are damaged: {err}") from err

@@ -25,13 +25,14 @@ def write_summary(location: Location, layout: Layout, name: str, image: Tensor) 
         raise ValueError(
             f"{name}: image has shape {tuple(image.shape)} and dtype {image.dtype}, expected {layout.event_shape}"
         )
-    group = find_group(location.open(writable=True), "posterior_summary", location)
-    if name in group:
-        del group[name]
-    array = add_array(
-        group, name, layout.stored_shape, layout.stored_shape, layout.dtype, ("channel", "y", "x"), np.nan
-    )
-    array[...] = as_stored(image)
+    with location.together(f"{name} of the ensemble") as root:
+        group = find_group(root, "posterior_summary", location)
+        if name in group:
+            del group[name]
+        array = add_array(
+            group, name, layout.stored_shape, layout.stored_shape, layout.dtype, ("channel", "y", "x"), np.nan
+        )
+        array[...] = as_stored(image)
 
 
 def as_stored(image: Tensor) -> "np.ndarray[Any, Any]":

@@ -1,36 +1,40 @@
-"""The streaming writer: blocks of draws go to the store as whole chunks, and are committed last."""
+"""The streaming writer: draws are staged by the sampler and written by a thread of its own."""
 
-import struct
-import zlib
+import math
+import queue
+import threading
+import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 from torch import Tensor
 
+from potentia.io._blocks import Block, Commit, Pool
 from potentia.io._ensemble import Ensemble
 from potentia.io._errors import StoreError
-from potentia.io._integrity import check_chunks, check_whole, committed_draws
-from potentia.io._location import Location, StorePath, create_at, refuse_taken, remove_orphans
-from potentia.io._moments import Moments
+from potentia.io._integrity import check_whole, committed_draws
+from potentia.io._location import Location, StorePath, create_at, refuse_place, remove_orphans
 from potentia.io._schema import (
-    STATE_HEADER,
     STATS,
     Layout,
     add_data,
     build,
-    find_array,
     json_ready,
     read_layout,
     root_attributes,
     stat_fill,
 )
+from potentia.io._sink import Sink
+from potentia.io._state import read_state
 
 if TYPE_CHECKING:
     import zarr
 
-_HEADER = struct.Struct("<QII")  # draws committed, length and CRC-32 of the sampler's state
+Durability = Literal["process", "power"]
+
+_OWN = ("store_version", "complex", "event_shape", "num_ranks")
+_PATIENCE = 30.0  # seconds after which a block is committed in part
 
 
 def check_target(path: StorePath, *, overwrite: bool = False) -> None:
@@ -38,30 +42,40 @@ def check_target(path: StorePath, *, overwrite: bool = False) -> None:
 
     Raises: StoreExistsError if something is there that may not be replaced; StoreError if the place is not writable.
     """
-    location = Location.of(path)
-    if location.folder is not None:
-        refuse_taken(location.folder, overwrite=overwrite)
+    refuse_place(Location.of(path), overwrite=overwrite)
 
 
 class EnsembleWriter:
-    """Writes draws of all chains to a zarr store, in memory or on disk.
+    """Writes draws of all chains, or of one rank's chains, to a zarr store.
 
-    Draws gather in a staging block; a full block is written as one chunk a chain, then the sampler's state, and the
-    count of committed draws last: whatever is counted is whole. The running sums, a fifth of the draws' size if they
-    were written with every block, follow at the last draw and on ``close``; without them readers sum the draws.
+    Draws gather in a staging block. ``commit`` hands it to a writer thread and returns: the thread writes one chunk a
+    chain, then the sampler's state, and the count of committed draws last, so that whatever is counted is whole.
+    ``queue_blocks`` blocks there are in all, the one being filled among them: a sampler that is faster than the disk
+    waits for one. 1 writes without a thread, as stores in memory do. Whatever goes wrong in the thread is raised by the
+    next call. The running sums are kept beside; they follow at the last draw and on ``close``, and without them readers
+    sum the draws.
+
+    ``durability="power"`` waits for the disk before draws are counted, so that they survive a power failure; what is
+    counted survives the death of the process either way.
     """
 
-    def __init__(self, location: Location, root: "zarr.Group", layout: Layout, moments: Moments) -> None:
-        self._location = location
-        self._root = root
+    def __init__(self, sink: Sink, layout: Layout, rank: int, *, queue_blocks: int, pinned: bool) -> None:
+        self._sink = sink
         self._layout = layout
-        self._moments = moments
-        self._staged = 0
-        self._sums_written = 0  # draws that the sums in the store are of
-        chains, k = layout.num_chains, layout.block
-        self._images = np.empty((chains, k, *layout.stored_shape), layout.dtype)
-        self._stats = {name: np.zeros((chains, k), dtype) for name, dtype in STATS.items()}
-        self._arrays: dict[str, zarr.Array[Any]] = {}
+        self._chains = layout.chains_of(rank)
+        self._position = sink.num_committed  # draws appended, those in flight among them
+        self._queued = self._position  # draws handed to the thread
+        self._block: Block | None = None
+        self._pool = Pool(layout, len(self._chains), queue_blocks, pinned)
+        self._threaded = queue_blocks > 1 and sink.location.memory is None
+        self._work: queue.Queue[Commit | None] = queue.Queue()
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+        self._handed = time.monotonic()
+        left = math.ceil((layout.num_draws - self._position) / layout.block)
+        if self._threaded and left:
+            self._thread = threading.Thread(target=self._run, args=(left,), name="potentia-writer", daemon=True)
+            self._thread.start()
 
     @classmethod
     def create(
@@ -78,18 +92,28 @@ class EnsembleWriter:
         constant: Mapping[str, Any] | None = None,
         overwrite: bool = False,
         state_bytes: int = 0,
+        num_ranks: int = 1,
+        queue_blocks: int = 3,
+        durability: Durability = "process",
+        pinned: bool = False,
     ) -> Self:
-        """Make an empty store, whole or not at all.
+        """Make an empty store, whole or not at all, and write its rank 0; other ranks take it up by ``resume``.
 
         ``path`` None keeps it in memory. ``attrs`` go to the root attribute ``potentia``. ``state_bytes`` is the room
-        for the sampler's state.
+        for the sampler's state. ``num_ranks`` processes share the chains out: ``ceil(num_chains / num_ranks)`` each.
+        ``pinned`` stages in page-locked memory, for images on CUDA.
 
         Shapes: event_shape (C, H, W), complex channels counted once.
         Raises: ValueError for bad sizes; StoreExistsError, StoreError as ``check_target``.
         """
-        layout = Layout.checked(num_chains, num_draws, event_shape, is_complex, dtype)
+        layout = Layout.checked(num_chains, num_draws, event_shape, is_complex, dtype, num_ranks=num_ranks)
+        _check_options(queue_blocks, durability)
         potentia = json_ready("EnsembleWriter: attrs", attrs or {})
         location = Location.of(path)
+        if num_ranks > 1 and location.memory is not None:
+            raise ValueError(f"EnsembleWriter: num_ranks is {num_ranks}, which do not share memory; expected a path")
+        if num_ranks > 1 and str(location).startswith("icechunk"):
+            raise ValueError(f"EnsembleWriter: {location} has one committer, expected one rank, not {num_ranks}")
 
         def fill(root: "zarr.Group") -> None:
             root.attrs.update(root_attributes(layout, potentia))
@@ -98,43 +122,54 @@ class EnsembleWriter:
             add_data(root.create_group("constant_data"), constant or {})
 
         create_at(location, fill, overwrite=overwrite)
-        return cls(location, location.open(writable=True), layout, Moments.empty(num_chains, layout.stored_shape))
+        sink = Sink(location, location.open(writable=True, durable=durability == "power"), layout, 0)
+        return cls(sink, layout, 0, queue_blocks=queue_blocks, pinned=pinned)
 
     @classmethod
-    def resume(cls, path: StorePath, *, expect: Mapping[str, object]) -> tuple[Self, bytes]:
-        """Open a store to go on writing: the writer, and the sampler's state as of the last committed draw.
+    def resume(
+        cls,
+        path: StorePath,
+        *,
+        expect: Mapping[str, object] | None = None,
+        rank: int = 0,
+        num_ranks: int = 1,
+        queue_blocks: int = 3,
+        durability: Durability = "process",
+        pinned: bool = False,
+    ) -> tuple[Self, bytes]:
+        """Open a store to go on writing one rank's chains: the writer, and the sampler's state as of its last draw.
 
-        Raises: StoreError if the store is none, damaged, or of a run that differs from ``expect``.
+        ``expect`` None takes the run as it is. What killed writers left half-written is removed by rank 0, which others
+        should wait for.
+
+        Raises: StoreError if the store is none, damaged, or of a run that differs from ``expect`` or has another number
+            of ranks.
         """
+        _check_options(queue_blocks, durability)
         location = Location.of(path)
-        root = location.open(writable=True)
+        root = location.open(writable=True, rank=rank, durable=durability == "power")
         layout, potentia = read_layout(root, location)
-        for key, want in json_ready("EnsembleWriter: expect", expect).items():
-            if potentia.get(key) != want:
-                raise StoreError(f"{location}: {key} of the stored run is {potentia.get(key)!r}, this run has {want!r}")
-        committed_draws(root, layout, location)  # may lag one block behind the state
-        committed, state = _read_state(root, location)
+        if layout.num_ranks != num_ranks:
+            raise StoreError(
+                f"{location}: the store is shared out among {layout.num_ranks} ranks, this run has {num_ranks}; "
+                "expected the same number"
+            )
+        if expect is not None:
+            _check_same_run(location, potentia, json_ready("EnsembleWriter: expect", expect))
+        counted = committed_draws(root, layout, location)  # may lag one block behind the state
+        committed, state = read_state(root, location, rank)
         if committed > layout.num_draws:
             raise StoreError(f"{location}: {committed} draws are marked committed, the store holds {layout.num_draws}")
-        check_whole(root, layout, location, committed)
-        if location.folder is not None:
+        check_whole(root, layout, location, committed if num_ranks == 1 else counted)
+        if location.folder is not None and rank == 0:
             remove_orphans(location.folder)
-        moments = Moments.empty(layout.num_chains, layout.stored_shape)
-        writer = cls(location, root, layout, moments)
-        # A kill may have come between the sums and the state, so that the sums are taken anew.
-        for start in range(0, committed, layout.block):
-            stop = min(start + layout.block, committed)
-            moments.update(np.asarray(writer._array("posterior/image")[:, start:stop]))
-        # A kill may have come between the state and the count too.
-        writer._array("writer/n_committed")[:] = committed
+        sink = Sink(location, root, layout, rank)
+        sink.recount(committed)
+        writer = cls(sink, layout, rank, queue_blocks=queue_blocks, pinned=pinned)
+        if committed % layout.block:
+            writer._block = writer._pool.take()
+            sink.fill(writer._block, committed)
         return writer, state
-
-    def _array(self, path: str) -> "zarr.Array[Any]":
-        if path not in self._arrays:
-            found = find_array(self._root, path, self._location)
-            # The setting is not kept in the store: without it a block of zeros would leave no chunk behind.
-            self._arrays[path] = found.with_config({"write_empty_chunks": True})
-        return self._arrays[path]
 
     @property
     def block(self) -> int:
@@ -143,129 +178,175 @@ class EnsembleWriter:
 
     @property
     def num_committed(self) -> int:
-        """Draws of each chain that are safely written."""
-        return self._moments.count
+        """Draws of each chain that are safely written by now; ``flush`` waits for those in flight."""
+        return self._sink.num_committed
+
+    @property
+    def num_appended(self) -> int:
+        """Draws of each chain that were appended, written or not."""
+        return self._position
 
     @property
     def _room(self) -> int:
-        """Draws that may be staged: to the end of the chunk, so that a commit writes one chunk a chain."""
-        committed = self.num_committed
-        return min(self.block - committed % self.block, self._layout.num_draws - committed)
+        """Draws that may still be staged: to the end of the chunk."""
+        end = self._queued - self._queued % self.block + self.block
+        return min(end, self._layout.num_draws) - self._position
 
     @property
     def ready_to_commit(self) -> bool:
-        """Whether a block is full, or the last draw was reached."""
-        return self._staged > 0 and self._staged == self._room
+        """Whether a block is full, the last draw was reached, or draws have waited for half a minute."""
+        if self._position == self._queued:
+            return False
+        late = self._threaded and time.monotonic() - self._handed > _PATIENCE
+        return self._room == 0 or late
 
     def append(self, images: Tensor, stats: Mapping[str, Any]) -> None:
-        """Stage one draw of every chain.
+        """Stage one draw of every chain of this rank.
 
         Shapes: images (chain, C, H, W); each of ``stats`` a number or (chain,).
-        Raises: ValueError for another shape or field, an unknown statistic, or more draws than were asked for.
+        Raises: ValueError for another shape or field, an unknown statistic, or more draws than were asked for;
+            StoreError for an earlier block that could not be written.
         """
+        self.check()
         layout = self._layout
-        if self.num_committed == layout.num_draws:
+        if self._position == layout.num_draws:
             raise ValueError(f"EnsembleWriter: append after the last draw, expected {layout.num_draws} draws")
-        if self._staged == self._room:
+        if self._room == 0:
             raise ValueError("EnsembleWriter: append after a full block, expected commit first")
-        want = (layout.num_chains, *layout.event_shape)
+        want = (len(self._chains), *layout.event_shape)
         if tuple(images.shape) != want or images.is_complex() != layout.is_complex:
             raise ValueError(
                 f"EnsembleWriter: images have shape {tuple(images.shape)} and dtype {images.dtype}, expected {want}, "
                 f"{'complex' if layout.is_complex else 'real'}"
             )
-        self._stage_stats(stats)
-        values = images.detach().cpu()
-        slot = self._images[:, self._staged]
-        if layout.is_complex:
-            parts = slot.reshape(layout.num_chains, layout.event_shape[0], 2, *layout.event_shape[1:])
-            parts[:, :, 0], parts[:, :, 1] = values.real.numpy(), values.imag.numpy()
-        else:
-            slot[...] = values.numpy()
-        self._staged += 1
+        told = self._stats(stats)
+        if self._position == self._queued:
+            self._handed = time.monotonic()
+        if self._block is None:
+            self._block = self._pool.take()
+            self.check()
+        self._block.stage(self._position % self.block, images, told)
+        self._position += 1
 
-    def _stage_stats(self, stats: Mapping[str, Any]) -> None:
-        """Stage statistics; those that are not given hold what says so, never a draw of an earlier block."""
+    def _stats(self, stats: Mapping[str, Any]) -> dict[str, "np.ndarray[Any, Any]"]:
+        """Statistics of one draw; those that are not given hold what says so, never a draw of an earlier block."""
         for name in stats:
             if name not in STATS:
                 raise ValueError(f"EnsembleWriter: {name!r} is no sample statistic, expected one of {', '.join(STATS)}")
+        told = {}
         for name, dtype in STATS.items():
             value = stats.get(name, stat_fill(dtype))
             value = np.asarray(value.detach().cpu().numpy() if isinstance(value, Tensor) else value)
-            if value.shape not in ((), (self._layout.num_chains,)):
+            if value.shape not in ((), (len(self._chains),)):
                 raise ValueError(
-                    f"EnsembleWriter: {name} has shape {value.shape}, expected a number or ({self._layout.num_chains},)"
+                    f"EnsembleWriter: {name} has shape {value.shape}, expected a number or ({len(self._chains)},)"
                 )
-            self._stats[name][:, self._staged] = value
+            told[name] = value
+        return told
 
     def commit(self, state: bytes = b"") -> None:
-        """Write the staged block, one chunk a chain, and mark it committed last.
+        """Hand the staged draws to the writer thread, with the sampler's state after them.
 
-        Raises: ValueError for a state larger than ``state_bytes``; StoreError if the disk does not take it.
+        Raises: ValueError for a state larger than ``state_bytes``; StoreError for a block that could not be written.
         """
-        if not self._staged:
+        self.check()
+        if self._position == self._queued or self._block is None:
             return
-        size = self._array("writer/state").shape[0]
-        if STATE_HEADER + len(state) > size:
-            raise ValueError(f"EnsembleWriter: state has {len(state)} bytes, expected at most {size - STATE_HEADER}")
+        room = self._sink.state_bytes
+        if len(state) > room:
+            raise ValueError(f"EnsembleWriter: state has {len(state)} bytes, expected at most {room}")
+        done = self._room == 0
+        order = Commit(self._block, self._queued, self._position, state, done)
+        self._queued, self._handed = self._position, time.monotonic()
+        if done:
+            self._block = None
+        if not self._threaded:
+            self._write(order)
+            self.check()
+            return
+        self._work.put(order)
+
+    def _run(self, blocks: int) -> None:
+        """The writer thread: memory for the blocks to come, then every commit in turn, until None."""
         try:
-            self._write_block(state)
-        except OSError as err:
+            self._pool.prepare(blocks)
+        except BaseException as err:  # handed on to whoever calls next
+            self._error = err
+        while (order := self._work.get()) is not None:
+            self._write(order)
+            self._work.task_done()
+        self._work.task_done()
+
+    def _write(self, order: Commit) -> None:
+        try:
+            if self._error is None:
+                self._sink.write(order)
+        except BaseException as err:  # handed on to whoever calls next
+            self._error = err
+        finally:
+            if order.done:
+                self._pool.give_back(order.block)
+
+    def check(self) -> None:
+        """Raise what went wrong in the writer thread.
+
+        Raises: StoreError with the cause, where the disk did not take a block.
+        """
+        err = self._error
+        if err is None:
+            return
+        if isinstance(err, OSError) and not isinstance(err, StoreError):
             raise StoreError(
-                f"{self._location}: a block of draws cannot be written ({err}); {self.num_committed} draws are kept"
+                f"{self._sink.location}: a block of draws cannot be written ({err}); {self.num_committed} draws are "
+                "kept"
             ) from err
+        raise err
 
-    def _write_block(self, state: bytes) -> None:
-        n, start = self._staged, self.num_committed
-        stop = start + n
-        with ThreadPoolExecutor(1) as pool:  # numpy and the disk both let go of the interpreter's lock
-            sums = pool.submit(self._moments.updated, self._images[:, :n])
-            for chain in range(self._layout.num_chains):
-                self._array("posterior/image")[chain, start:stop] = self._images[chain, :n]
-            for name, values in self._stats.items():
-                self._array(f"sample_stats/{name}")[:, start:stop] = values[:, :n]
-        self._write_state(stop, state)
-        self._array("writer/n_committed")[:] = stop
-        self._moments, self._staged = sums.result(), 0
-        if stop == self._layout.num_draws:
-            self._write_sums()
+    def flush(self) -> None:
+        """Wait until everything committed is written.
 
-    def _write_sums(self) -> None:
-        """Write the running sums; their count says of which draws they are, none while they are being written."""
-        self._array("posterior_summary/count")[:] = 0
-        for chain in range(self._layout.num_chains):
-            self._array("posterior_summary/mean")[chain] = self._moments.mean[chain]
-            self._array("posterior_summary/m2")[chain] = self._moments.m2[chain]
-        self._array("posterior_summary/count")[:] = self._moments.count
-        self._sums_written = self._moments.count
+        Raises: StoreError for a block that could not be.
+        """
+        self._work.join()
+        self.check()
 
-    def _write_state(self, committed: int, state: bytes) -> None:
-        array = self._array("writer/state")
-        packed = _HEADER.pack(committed, len(state), zlib.crc32(state)) + state
-        array[:] = np.frombuffer(packed.ljust(array.shape[0], b"\0"), np.uint8)
+    def stop(self) -> None:
+        """Let the thread finish what it was handed, and end it; draws that were not committed are let go of."""
+        if self._thread is not None:
+            self._work.put(None)
+            self._thread.join()
+            self._thread = None
+
+    def finish(self, **attrs: object) -> None:
+        """Write what is staged and the running sums; rank 0 updates root attributes such as ``sampling_time``.
+
+        Raises: StoreError.
+        """
+        self.commit()
+        self.stop()
+        self.check()
+        try:
+            self._sink.finish(json_ready("EnsembleWriter: attributes", attrs))
+        except OSError as err:
+            raise StoreError(f"{self._sink.location}: the running sums cannot be written ({err})") from err
 
     def close(self, **attrs: object) -> Ensemble:
-        """Write what is staged, update root attributes such as ``sampling_time``, and open the ensemble."""
-        self.commit()
-        try:
-            if self._sums_written != self.num_committed:
-                self._write_sums()
-        except OSError as err:
-            raise StoreError(f"{self._location}: the running sums cannot be written ({err})") from err
-        self._root.attrs.update(json_ready("EnsembleWriter: attributes", attrs))
-        return Ensemble(self._location)
+        """Finish, and open the ensemble."""
+        self.finish(**attrs)
+        return Ensemble(self._sink.location)
 
 
-def _read_state(root: "zarr.Group", location: Location) -> tuple[int, bytes]:
-    array = find_array(root, "writer/state", location)
-    check_chunks(location, array)
-    raw = np.asarray(array[:], np.uint8).tobytes()
-    if len(raw) < STATE_HEADER:
-        raise StoreError(
-            f"{location}: the sampler state is cut short: {len(raw)} bytes, expected at least {STATE_HEADER}"
-        )
-    committed, length, checksum = _HEADER.unpack_from(raw)
-    state = raw[STATE_HEADER : STATE_HEADER + length]
-    if len(state) != length or zlib.crc32(state) != checksum:
-        raise StoreError(f"{location}: the sampler state is damaged, so that the run cannot be resumed")
-    return committed, state
+def _check_options(queue_blocks: int, durability: str) -> None:
+    if isinstance(queue_blocks, bool) or not isinstance(queue_blocks, int) or queue_blocks < 1:
+        raise ValueError(f"EnsembleWriter: queue_blocks must be an integer of at least 1, got {queue_blocks!r}")
+    if durability not in ("process", "power"):
+        raise ValueError(f"EnsembleWriter: durability is {durability!r}, expected 'process' or 'power'")
+
+
+def _check_same_run(location: Location, stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    """Raises: StoreError naming what differs."""
+    for key in [*wanted, *(k for k in stored if k not in wanted and k not in _OWN)]:
+        if stored.get(key) != wanted.get(key):
+            raise StoreError(
+                f"{location}: {key} of the stored run is {stored.get(key)!r}, this run has {wanted.get(key)!r}"
+            )

@@ -36,7 +36,7 @@ PUBLIC = {
         "simulation_based_calibration", "summary", "tarp", "without_diagnostics",
     ],
     "potentia.io": [
-        "Ensemble", "EnsembleWriter", "StoreError", "StoreExistsError", "check_target", "open_ensemble",
+        "Durability", "Ensemble", "EnsembleWriter", "StoreError", "StoreExistsError", "check_target", "open_ensemble",
         "read_array", "read_image", "scale_to_percentile",
     ],
     "potentia.likelihoods": [
@@ -52,6 +52,7 @@ OPTIONAL = [
 DATA = {
     "potentia": ["py.typed"],
     "potentia.energies": ["weights/*.safetensors"],
+    "potentia.report": ["*.css", "*.html", "*.js"],
     "potentia.training": ["recipes/*.toml"],
 }
 

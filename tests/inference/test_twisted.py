@@ -15,7 +15,7 @@ from torch import Tensor
 import potentia as pt
 from potentia import annealers, energies, likelihoods
 from potentia._random import chain_generators
-from potentia.inference import Calibrated, Langevin, State, TwistedSMC, _twisted
+from potentia.inference import Calibrated, DiagnosticWarning, Langevin, State, TwistedSMC, _twisted
 from potentia.inference._moments import Conditioned, DenoiserCovariance
 from potentia.inference._resampling import conditional_effective_sample_size, effective_sample_size
 from potentia.inference._twisted import EFFECTIVE, EVIDENCE, _power, _Weights
@@ -299,6 +299,14 @@ def test_the_memory_of_a_draw_tells_of_weights_that_are_worth_little(bed: Module
     last = bad[-2].memory
     assert float(effective_sample_size(last["log_weight"])[0]) / 64 > 0.4
     assert len(last["family"].unique()) < 12
+
+
+def test_sample_warns_of_weights_that_are_worth_little(bed: ModuleType) -> None:
+    problem = bed.problem("box-8/0")
+    poor = TwistedSMC(MIXTURE.annealer, rank=1, num_runs=1)
+    with pytest.warns(DiagnosticWarning, match=r"weights were worth \d\.\d% of the particles, expected 10% or more"):
+        pt.sample(problem.potential, poor, num_chains=64, progress=False)
+    pt.sample(problem.potential, MIXTURE, num_chains=64, progress=False)
 
 
 # Weights

@@ -130,8 +130,14 @@ def sample(
     slice_axis: Annotated[int, typer.Option(help="Axis along which --index counts.")] = 2,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing store.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted store.")] = False,
+    durability: Annotated[
+        str, typer.Option(help="What committed draws survive: the death of the process, or a power failure too.")
+    ] = "process",
 ) -> None:
-    """Sample the posterior of your own image or k-space file, into a zarr store."""
+    """Sample the posterior of your own image or k-space file, into a zarr store.
+
+    Under torchrun, as in torchrun --nproc-per-node=2 -m potentia sample ..., processes share the chains out.
+    """
     from potentia._cli._sample import SampleOptions, run_sample
 
     run_sample(
@@ -161,6 +167,7 @@ def sample(
             slice_axis,
             overwrite,
             resume,
+            durability,
         )
     )
 

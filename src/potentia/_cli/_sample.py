@@ -1,6 +1,8 @@
 """``potentia sample``: a user's own image or k-space file."""
 
-from dataclasses import dataclass
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +10,7 @@ import torch
 from torch import Tensor
 
 from potentia import annealers, energies, inference, likelihoods
+from potentia._cli._processes import process_group
 from potentia._cli._report import print_rows
 from potentia._potential import Energy, Potential
 from potentia._validate import shape_text
@@ -47,17 +50,48 @@ class SampleOptions:
     slice_axis: int = 2
     overwrite: bool = False
     resume: bool = False
+    durability: str = "process"
 
 
 def run_sample(options: SampleOptions) -> Ensemble:
-    """Read, compose, sample, and say what was written."""
+    """Read, compose, sample, and say what was written.
+
+    Processes that torchrun started share the chains out.
+    """
+    with process_group() as (rank, local_rank):
+        if options.device == "cuda" and local_rank is not None:
+            options = replace(options, device=f"cuda:{local_rank}")
+        return _run_sample(options, print_rows if rank == 0 else _say_nothing)
+
+
+def _say_nothing(*_: object) -> None:
+    pass
+
+
+def _run_sample(options: SampleOptions, say: Callable[[str, Sequence[Sequence[str]]], None]) -> Ensemble:
     if not options.resume:
         check_target(options.store, overwrite=options.overwrite)
     likelihood = build_likelihood(options)
     posterior = build_prior(options, likelihood) + likelihood
-    print_rows(repr(posterior), [])
+    say(repr(posterior), [])
     constant = {} if options.truth is None else {"truth": _load(options.truth, options)}
-    ensemble = inference.sample(
+    try:
+        ensemble = _draw(options, posterior, constant)
+    except KeyboardInterrupt:
+        sys.stderr.write(f"potentia: {options.store}: what was committed is kept; --resume goes on from there\n")
+        raise
+    rows = [("written", f"{options.store}: {options.chains} chains of {options.draws} draws")]
+    if options.truth is not None:
+        rows.append(("90 % interval holds the truth", f"{ensemble.coverage(constant['truth'], 0.9):.3f} of the pixels"))
+    if options.plot is not None and say is print_rows:
+        ensemble.plot(options.plot)
+        rows.append(("picture", str(options.plot)))
+    say("", rows)
+    return ensemble
+
+
+def _draw(options: SampleOptions, posterior: Potential, constant: Mapping[str, Tensor]) -> Ensemble:
+    return inference.sample(
         posterior,
         build_sampler(options, posterior),
         num_chains=options.chains,
@@ -66,18 +100,11 @@ def run_sample(options: SampleOptions) -> Ensemble:
         store=options.store,
         resume=options.resume,
         overwrite=options.overwrite,
+        durability=options.durability,
         device=options.device,
         dtype=options.dtype,
         constant_data=constant,
     )
-    rows = [("written", f"{options.store}: {options.chains} chains of {options.draws} draws")]
-    if options.truth is not None:
-        rows.append(("90 % interval holds the truth", f"{ensemble.coverage(constant['truth'], 0.9):.3f} of the pixels"))
-    if options.plot is not None:
-        ensemble.plot(options.plot)
-        rows.append(("picture", str(options.plot)))
-    print_rows("", rows)
-    return ensemble
 
 
 def build_likelihood(options: SampleOptions) -> likelihoods.Gaussian:

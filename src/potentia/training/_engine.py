@@ -2,14 +2,10 @@
 
 import atexit
 import json
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -19,6 +15,7 @@ from torch import Tensor, distributed, nn
 from torch.optim.swa_utils import AveragedModel
 
 from potentia._random import standard_normal
+from potentia._signals import held_back_signals
 from potentia.training._checkpoint import read_checkpoint, write_checkpoint
 from potentia.training._noise import draw_scales
 from potentia.training._objectives import Objective
@@ -83,7 +80,7 @@ def fit(
     saved = begun
     last = settings.steps if stop_after is None else min(settings.steps, run.step + stop_after)
     bar = Progress(settings.steps, settings.noise, shown=progress and fabric.is_global_zero)
-    with _held_back_signals() as caught, bar:
+    with held_back_signals() as caught, bar:
         while run.step < last and not run.all_agree(bool(caught)):
             sigma, losses = run.advance()
             bar.advance(run.step, sigma, losses)
@@ -105,27 +102,6 @@ def _leave_group() -> None:
     """
     if distributed.is_initialized() and distributed.get_backend() == "gloo":
         distributed.destroy_process_group()
-
-
-@contextmanager
-def _held_back_signals() -> Iterator[list[int]]:
-    """Collect Ctrl-C and SIGTERM instead of stopping in the middle of a step; a second Ctrl-C stops at once."""
-    caught: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield caught
-        return
-
-    def note(number: int, _: FrameType | None) -> None:
-        if caught:
-            raise KeyboardInterrupt
-        caught.append(number)
-
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield caught
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 class _Run:
