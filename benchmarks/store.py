@@ -163,18 +163,21 @@ def stall(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 
 PEAK = """
-import resource, sys
+import sys
 sys.path.insert(0, sys.argv[1])
 import store, torch
 from pathlib import Path
 torch.set_num_threads(1)
 chains, draws, blocks = int(sys.argv[3]), int(sys.argv[4]), int(sys.argv[5])
 store.loop("asleep", Path(sys.argv[2] + "-first"), chains, 1, 1)        # what is loaded once
-images = torch.randn(chains, *store.SHAPE)
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-if blocks:
-    store.loop("busy", Path(sys.argv[2]), chains, draws, blocks)
-print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
+
+def kilobytes(what):
+    return int(next(l for l in open("/proc/self/status") if l.startswith(what)).split()[1])
+
+open("/proc/self/clear_refs", "w").write("5")                           # the peak begins anew
+before = kilobytes("VmRSS")
+store.loop("busy", Path(sys.argv[2]), chains, draws, blocks)
+print((kilobytes("VmHWM") - before) * 1024)
 """
 
 

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-# Numbers taken at once: in float64 they stay within the cache, six times faster than whole images.
-_TILE_SIZE = 65536
+# Numbers taken at once: in float64 they stay near the processor, and the interpreter has little to do between tiles.
+_TILE_SIZE = 262144
 
 
 @dataclass
