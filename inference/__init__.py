@@ -11,6 +11,7 @@ from potentia.inference._calibration import SBCResult, simulation_based_calibrat
 from potentia.inference._chained import Chained
 from potentia.inference._chees import ChEES
 from potentia.inference._daps import DAPS
+from potentia.inference._dataset import FailedItemsWarning, Reconstruction, sample_dataset
 from potentia.inference._diagnostics import ess, mcse, nested_rhat, rhat
 from potentia.inference._diffpir import DiffPIR
 from potentia.inference._dps import DPS
@@ -22,6 +23,7 @@ from potentia.inference._mala import MALA
 from potentia.inference._map import MapEstimate, map_estimate
 from potentia.inference._mmps import MMPS
 from potentia.inference._mmse import MmseEstimate, mmse
+from potentia.inference._pixels import pixel_diagnostics
 from potentia.inference._precondition import Preconditioner
 from potentia.inference._protocol import Info, Sampler, State
 from potentia.inference._pyro import Homogeneous, Normaliser, PotentialFunction, PyroModel, potential_fn, pyro_model
@@ -53,6 +55,7 @@ __all__ = [
     "DiffPIR",
     "Evidence",
     "EvidenceWarning",
+    "FailedItemsWarning",
     "GewekeResult",
     "Homogeneous",
     "Info",
@@ -66,6 +69,7 @@ __all__ = [
     "PyroMALA",
     "PyroModel",
     "RankHistogram",
+    "Reconstruction",
     "Rule",
     "SBCResult",
     "Sampler",
@@ -81,11 +85,13 @@ __all__ = [
     "mcse",
     "mmse",
     "nested_rhat",
+    "pixel_diagnostics",
     "potential_fn",
     "pyro_model",
     "rank_histogram",
     "rhat",
     "sample",
+    "sample_dataset",
     "simulation_based_calibration",
     "summary",
     "tarp",

@@ -495,6 +495,15 @@ class Ensemble:
 
         return to_nifti(self, path, what, affine, overwrite=overwrite)
 
+    def verify(self) -> int:
+        """Read every file of the store and hold it to its checksum; how many there are.
+
+        What is read for an analysis is checked then; this reads all of it.
+
+        Raises: StoreError for the first that is damaged or missing.
+        """
+        return self._location.verify()
+
     def save(self, path: StorePath, *, overwrite: bool = False) -> "Ensemble":
         """Write the ensemble, such as one in memory, to a store.
 

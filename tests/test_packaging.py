@@ -28,16 +28,16 @@ PUBLIC = {
     ],
     "potentia.inference": [
         "ALPS", "Calibrated", "ChEES", "Chained", "DAPS", "DPS", "DiagnosticWarning", "DiffPIR", "Evidence",
-        "EvidenceWarning", "GewekeResult", "HMC", "Homogeneous", "Info", "Langevin", "MALA", "MMPS",
+        "EvidenceWarning", "FailedItemsWarning", "GewekeResult", "HMC", "Homogeneous", "Info", "Langevin", "MALA", "MMPS",
         "MapEstimate", "MmseEstimate", "Normaliser", "ParallelTempering", "PotentialFunction", "Preconditioner",
-        "PyroMALA", "PyroModel", "RankHistogram", "Rule", "SBCResult", "SMC", "Sampler", "SplitGibbs", "State",
+        "PyroMALA", "PyroModel", "RankHistogram", "Reconstruction", "Rule", "SBCResult", "SMC", "Sampler", "SplitGibbs", "State",
         "Summary", "TARPResult", "TwistedSMC", "ess", "geweke_test", "log_evidence", "map_estimate", "mcse",
-        "mmse", "nested_rhat", "potential_fn", "pyro_model", "rank_histogram", "rhat", "sample",
+        "mmse", "nested_rhat", "pixel_diagnostics", "potential_fn", "pyro_model", "rank_histogram", "rhat", "sample", "sample_dataset",
         "simulation_based_calibration", "summary", "tarp", "without_diagnostics",
     ],
     "potentia.io": [
-        "Durability", "Ensemble", "EnsembleWriter", "StoreError", "StoreExistsError", "check_target", "open_ensemble",
-        "read_array", "read_image", "scale_to_percentile",
+        "Calibration", "Collection", "Durability", "Ensemble", "EnsembleWriter", "Modes", "StoreError",
+        "StoreExistsError", "check_target", "open_collection", "open_ensemble", "read_array", "read_image", "scale_to_percentile",
     ],
     "potentia.likelihoods": [
         "Convolution", "Downsample", "Fourier", "Gaussian", "GaussianBlur", "Identity", "Mask", "Matrix",

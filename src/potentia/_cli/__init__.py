@@ -1,4 +1,4 @@
-"""The command line: ``potentia demo``, ``potentia sample``, ``potentia show``."""
+"""The command line: ``potentia demo``, ``sample``, ``show``, ``report`` and ``train``."""
 
 import sys
 from collections.abc import Sequence

@@ -74,7 +74,8 @@ def sample(
     data: Annotated[
         str,
         typer.Option(
-            help="Image (png, jpeg, tiff, npy, npz, nii) or k-space (complex npy, npz); NAME.npz:KEY picks an array."
+            help="Image (png, jpeg, tiff, npy, npz, nii) or k-space (complex npy, npz); NAME.npz:KEY picks an array. "
+            "A folder is a data set: an ensemble a file, or a slice of a volume."
         ),
     ],
     noise_std: Annotated[
@@ -133,43 +134,58 @@ def sample(
     durability: Annotated[
         str, typer.Option(help="What committed draws survive: the death of the process, or a power failure too.")
     ] = "process",
+    scheduler: Annotated[
+        str | None, typer.Option(help="Data sets: address of a Dask scheduler; by default a cluster on this machine.")
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="Data sets: processes on this machine; by default one a core.")
+    ] = None,
+    slices: Annotated[
+        str | None, typer.Option(help="Data sets: slices of volumes to take, as 10:20 or ::2, along --slice-axis.")
+    ] = None,
+    array: Annotated[str | None, typer.Option(help="Data sets: the array to take of each npz file.")] = None,
+    retries: Annotated[int, typer.Option(help="Data sets: how often an item is tried again whose worker died.")] = 2,
 ) -> None:
-    """Sample the posterior of your own image or k-space file, into a zarr store.
+    """Sample the posterior of your own image or k-space file, or of each in a folder, into zarr stores.
 
     Under torchrun, as in torchrun --nproc-per-node=2 -m potentia sample ..., processes share the chains out.
     """
     from potentia._cli._sample import SampleOptions, run_sample
 
-    run_sample(
-        SampleOptions(
-            data,
-            noise_std,
-            store,
-            mask,
-            coil_maps,
-            blur,
-            prior,
-            tuple(prior_data or ()),
-            sampler,
-            budget,
-            sigma_max,
-            sigma_min,
-            levels,
-            steps,
-            chains,
-            draws,
-            seed,
-            device,
-            dtype,
-            truth,
-            plot,
-            index,
-            slice_axis,
-            overwrite,
-            resume,
-            durability,
-        )
+    options = SampleOptions(
+        data,
+        noise_std,
+        store,
+        mask,
+        coil_maps,
+        blur,
+        prior,
+        tuple(prior_data or ()),
+        sampler,
+        budget,
+        sigma_max,
+        sigma_min,
+        levels,
+        steps,
+        chains,
+        draws,
+        seed,
+        device,
+        dtype,
+        truth,
+        plot,
+        index,
+        slice_axis,
+        overwrite,
+        resume,
+        durability,
     )
+    from potentia._cli._dataset import DatasetOptions, is_dataset, run_dataset
+
+    dataset = DatasetOptions(scheduler, workers, slices, array, retries)
+    if is_dataset(options, dataset):
+        raise typer.Exit(run_dataset(options, dataset))
+    run_sample(options)
 
 
 @app.command()
@@ -178,11 +194,34 @@ def show(
     plot: Annotated[
         Path | None, typer.Option(help="Where to write the picture; by default beside the store, STORE.png.")
     ] = None,
+    follow: Annotated[bool, typer.Option("--follow", help="First watch a run until it is complete.")] = False,
+    interval: Annotated[float, typer.Option(help="Seconds between two looks of --follow.")] = 2.0,
+    verify: Annotated[bool, typer.Option("--verify", help="Hold every file to its checksum, and do no more.")] = False,
 ) -> None:
-    """Print what an ensemble holds, and plot it."""
-    from potentia._cli._show import run_show
+    """Print what an ensemble holds and its diagnostics, and plot it."""
+    from potentia._cli._show import run_show, run_verify
 
-    run_show(store, plot)
+    if verify:
+        run_verify(store)
+    else:
+        run_show(store, plot, follow, interval)
+
+
+@app.command()
+def report(
+    store: Annotated[str, typer.Argument(help="Ensemble written by demo or sample.")],
+    out: Annotated[
+        Path | None, typer.Option(help="The page; by default beside the store, with the ending .html.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing page.")] = False,
+    max_megabytes: Annotated[
+        float | None, typer.Option(help="How large the page may become; what is left out is said on it.")
+    ] = None,
+) -> None:
+    """Write one page about an ensemble: estimates, uncertainty, samples, diagnostics; it opens from disk."""
+    from potentia._cli._html import run_report
+
+    run_report(store, out, force, max_megabytes)
 
 
 train = typer.Typer(

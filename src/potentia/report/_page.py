@@ -124,7 +124,11 @@ def _lead(ensemble: "Ensemble", root: Mapping[str, Any]) -> str:
 
 def _verdict(found: "Summary") -> str:
     if not found.concerns:
-        words = "No concerns about convergence." if found.method.rhat else "No concerns that these chains could raise."
+        words = (
+            "No concerns about convergence."
+            if found.method.rhat
+            else "No concerns, but these chains are too few or too short for R-hat."
+        )
         return f'<p class="fine">{words} <a href="#diagnostics">Diagnostics</a></p>'
     items = "".join(f"<li>{plain(c.message)}</li>" for c in found.concerns)
     number = len(found.concerns)
@@ -254,6 +258,8 @@ def _reduced(ensemble: "Ensemble", found: "Summary", collected: Collected) -> st
     chains, draws = ensemble.num_chains, ensemble.num_draws
 
     def part(some: int, all_: int, what: str) -> str:
+        if all_ == 1:
+            return f"the only {what.removesuffix('s')}"
         return f"all {all_} {what}" if some == all_ else f"{some} of {all_} {what}"
 
     lines = [

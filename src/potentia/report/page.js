@@ -229,7 +229,7 @@ const WIDE = 420, HIGH = 190, BELOW = 38;
 
 function frame(label, low, high, bottom, top, xLabel, yLabel, wide = WIDE) {
   const svg = make("svg", { viewBox: `0 0 ${wide} ${HIGH}`, role: "img", "aria-label": label });
-  const xs = ticks(low, high, wide > WIDE ? 8 : 4), ys = ticks(bottom, top, 4);
+  const xs = ticks(low, high, wide > WIDE ? 8 : 4), ys = ticks(bottom, top, 4).filter((t) => yLabel !== "draws" || Number.isInteger(t));
   const left = 30 + 7 * Math.max(...ys.map((t) => tick(t).length));
   const x = (v) => left + ((wide - left - 8) * (v - low)) / (high - low || 1);
   const y = (v) => HIGH - BELOW - ((HIGH - BELOW - 12) * (v - bottom)) / (top - bottom || 1);
@@ -268,7 +268,7 @@ function drawHistogram(values, truth) {
   for (const v of sorted) counts[Math.min(bins - 1, Math.floor((v - first) / width))]++;
   const [from, to] = interval(sorted, 0.9), mean = meanOf(sorted), std = stdOf(sorted);
   // Averages of draws are finer than the codes, quantiles are not.
-  const step = (high - low) / (traces.bits === 8 ? 250 : 65000), fine = traces.bits === 8 ? step / 10 : step, known = Number.isFinite(truth);
+  const step = (high - low) / (traces.bits === 8 ? 250 : 3000), fine = (high - low) / 3000, known = Number.isFinite(truth);
   const left = known ? Math.min(first, truth) : first, right = known ? Math.max(first + bins * width, truth) : first + bins * width;
   const words = `mean ${number(mean, fine)}, std ${number(std, fine)}, 90 % interval ${number(from, step)} to ${number(to, step)}`;
   const chart = frame(`Histogram of ${n} draws: ${words}`, left, right, 0, Math.max(...counts),
@@ -445,6 +445,7 @@ document.addEventListener("DOMContentLoaded", () => {
   setUpViewer();
   drawViewer();
   choose(at.row, at.column);
-  if (info.lp) drawTrace(element("lp"), info.lp.flat(), info.traces.draws, "log posterior (nats)", 720, "Log posterior");
+  if (info.lp) drawTrace(element("lp"), info.lp.flat(), info.traces.draws, "log posterior (nats)",
+    element("lp").clientWidth > 560 ? 720 : WIDE, "Log posterior");
   performance.mark("complete");
 });
