@@ -289,7 +289,7 @@ class Ensemble:
 
         return rms_distances(self._draws, every)
 
-    def modes(self, *, num_components: int = 10, level: float = 0.01, every: int = 1, most: int = 16) -> "Modes":
+    def modes(self, *, num_components: int = 5, level: float = 0.01, every: int = 1, most: int = 16) -> "Modes":
         """Count the modes of the posterior, as far as its draws tell them apart.
 
         All draws are one cluster at first. A cluster's leading ``num_components`` principal directions, and that
@@ -299,9 +299,10 @@ class Ensemble:
 
         Limits. One mode is kept, but for a share of ``level`` of cases, if draws are independent and the posterior has
         one mode along every line, as log-concave ones do. Draws that hang together look like clusters: thin them by
-        ``every``, and mind R-hat. Fewer than 24 samples are not tested. Modes closer than about four standard
-        deviations along their line, lighter than a few per cent, apart in directions of little variance, or wound
-        about one another, are not found. Modes that no chain has visited are beyond any test.
+        ``every``, and mind R-hat. A cut needs enough draws: of 640, two modes of equal weight are found from five
+        standard deviations (along their line) on, weights of 0.2 and 0.8 from seven, 0.1 and 0.9 in half of the cases
+        at twelve, and lighter ones not. Fewer than 24 samples are not tested. Modes that are apart in directions of
+        little variance, or wound about one another, are not found; nor are those that no chain has visited.
 
         Raises: TypeError, ValueError for bad numbers, and as ``components``; ImportError without scikit-learn.
         Source: Hartigan and Hartigan 1985, the dip test; Kalogeratos and Likas 2012, dip tests within a divisive

@@ -1,5 +1,6 @@
 """``sample_dataset``: equal ensembles whoever computes them, failures told and not fatal, work resumed by item."""
 
+import contextlib
 import os
 import signal
 import sys
@@ -241,8 +242,10 @@ def test_an_item_that_broke_off_goes_on_from_its_last_committed_draw(
 def test_the_item_of_a_killed_worker_is_tried_again_given_up_and_resumed(
     processes: distributed.Client, plain_reference: Tensor, tmp_path: Path
 ) -> None:
+    # Dask blames a death on all that waited at the worker as well: nothing may.
+    assert processes.run_on_scheduler(lambda dask_scheduler: dask_scheduler.WORKER_SATURATION) == 1
     killer = Faulty(tmp_path / "notes", kill=True, times=2)
-    items = {"a": True, "b": False, "c": False}  # more than workers: those that wait must not share the blame
+    items = {"a": True, "b": False, "c": False}
 
     def build(kills: bool) -> pt.Potential:
         return killer.posterior(0) if kills else plain(0)
@@ -274,27 +277,40 @@ def test_what_may_pass_is_tried_again_and_what_lasts_is_not(
     assert notes.read_text() == "." * calls
 
 
-def test_ctrl_c_keeps_what_is_finished(
+def test_ctrl_c_keeps_what_is_finished_and_stops_the_rest(
     client: distributed.Client, reference: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def pressed(*_: Any) -> Any:
-        import contextlib
+    gate = tmp_path / "gate"
 
+    def build(item: int) -> pt.Potential:
+        while item > 0 and not gate.exists():
+            time.sleep(0.01)
+        return posterior(item)
+
+    def pressed(*_: Any) -> Any:
         def advance(failed: bool) -> None:
             raise KeyboardInterrupt
 
         return contextlib.nullcontext(advance)
 
+    items = {name: k for k, name in enumerate((*NAMES, "c", "d", "e", "f", "g", "h"))}
     with monkeypatch.context() as patched:
         patched.setattr(dataset, "_bar", pressed)
-        with pytest.raises(KeyboardInterrupt):
-            run(tmp_path / "root", client)
+        with pytest.raises(KeyboardInterrupt) as kept:  # and with it everything that a frame refers to
+            run(tmp_path / "root", client, build, items=items)
     left = open_collection(tmp_path / "root")
-    assert left.names == NAMES
-    assert len(left.complete) >= 1
+    assert left.names == tuple(items)
+    assert left.complete == NAMES[:1]
     assert left.failed == {}
+    gate.touch()
+    for _ in range(500):
+        if not any(client.processing().values()):
+            break
+        time.sleep(0.02)
     whole = resumed_when_alone(tmp_path / "root", client)
+    assert kept.traceback
     assert torch.equal(samples(whole), reference)
+    assert len([name for name, item in whole.states.items() if item.state == "pending"]) >= 4
 
 
 def resumed_when_alone(root: Path, client: distributed.Client) -> Collection:

@@ -10,7 +10,7 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -20,6 +20,7 @@ from potentia.io import Ensemble, EnsembleWriter, StoreError, open_ensemble
 from potentia.io import _rechunk as rechunk
 from potentia.io import _schema as schema
 from potentia.io import _tiles as tiles
+from potentia.io._analysis import _quantiles
 from potentia.io._tiles import rectangles, tile_sides
 
 EVENT = (2, 5, 7)
@@ -127,14 +128,11 @@ class TestTiles:
 @pytest.mark.usefixtures("small_tiles")
 class TestQuantiles:
     @given(
-        values=st.lists(
-            st.one_of(st.floats(-10, 10, width=32), st.sampled_from([0.0, math.inf])), min_size=8, max_size=8
-        ),
+        values=st.lists(st.floats(-10, 10, width=32) | st.sampled_from([0.0, math.inf]), min_size=1, max_size=9),
         q=st.lists(st.floats(0, 1), min_size=1, max_size=4),
     )
     def test_any_numbers(self, values: list[float], q: list[float]) -> None:
-        images = torch.tensor(values, dtype=torch.float32).reshape(2, 4, 1, 1, 1)
-        got = make(None, images).quantile(q).values[:, 0, 0, 0]
+        got = _quantiles(np.array(values, np.float32)[:, None], np.array(q), "linear")[:, 0]
         with np.errstate(invalid="ignore"):
             want = np.quantile(np.array(values), q)
         known = ~np.isnan(want)  # between a number and infinity, NumPy gives NaN in places
@@ -161,6 +159,7 @@ class TestQuantiles:
 
 
 class TestProbability:
+    @settings(max_examples=10)
     @given(threshold=st.floats(-2, 2), seed=st.integers(0, 99))
     def test_shares_of_the_draws(self, threshold: float, seed: int) -> None:
         images = normal(2, 5, *EVENT, dtype=torch.float64, seed=seed)
@@ -237,7 +236,7 @@ class TestRegions:
         alone = normal(1, 200, *EVENT)
         together = normal(1, 200, 1, 1, 1).expand(1, 200, *EVENT)
         spread = [
-            float(make(None, x.contiguous()).regions(np.ones(EVENT, bool)).table["mean"].sel(statistic="std"))
+            float(make(None, x.contiguous()).regions(np.ones(EVENT, bool)).table["mean"][0, 1])
             for x in (alone, together)
         ]
         assert spread[1] > 5 * spread[0]

@@ -1,5 +1,6 @@
 """The commands and their options; what they do is in the modules beside this one."""
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -184,6 +185,10 @@ def sample(
 
     dataset = DatasetOptions(scheduler, workers, slices, array, retries)
     if is_dataset(options, dataset):
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise ValueError(
+                f"{data}: a data set is shared out by Dask, expected --workers or --scheduler, not torchrun"
+            )
         raise typer.Exit(run_dataset(options, dataset))
     run_sample(options)
 
