@@ -54,6 +54,7 @@ class Ensemble:
         check_whole(root, self._layout, location, self._committed)
         self._draws = Draws(location, root, self._image, self._layout, self._committed)
         self._tree: xr.DataTree | None = None
+        self._sums: Moments | None = None
 
     @property
     def path(self) -> str:
@@ -150,6 +151,12 @@ class Ensemble:
         return torch.complex(parts[..., 0, :, :].contiguous(), parts[..., 1, :, :].contiguous())
 
     def _moments(self) -> Moments:
+        """The running sums over the draws that this ensemble shows, which do not change."""
+        if self._sums is None:
+            self._sums = self._summed()
+        return self._sums
+
+    def _summed(self) -> Moments:
         sums = stored_sums(self._location.open(), self._layout, self._location, self._committed)
         if sums is not None:
             return Moments(self._committed, np.asarray(sums[0][:]), np.asarray(sums[1][:]))
