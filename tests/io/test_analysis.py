@@ -294,6 +294,18 @@ class TestPixelDiagnostics:
         for name, values in want.items():
             np.testing.assert_allclose(found[name], values, rtol=1e-12, err_msg=name)
 
+    def test_single_precision_takes_no_part_of_the_ranks(self) -> None:
+        """Ranks of float32 numbers are those of the same numbers in double precision, ties and signed zeros too."""
+        images = normal(3, 24, 1, 4, 5)
+        images[..., 0, :] = (images[..., 0, :] * 2).round()
+        images[..., 1, :] *= 1e-38
+        images[:, ::7, :, 2] = -0.0
+        images[:, 1::7, :, 2] = 0.0
+        images[..., 3, :] += 1e6
+        found = pixel_diagnostics(make(None, images), ["rhat", "ess_bulk"])
+        np.testing.assert_allclose(found["rhat"], rhat(images.double()), rtol=1e-12)
+        np.testing.assert_allclose(found["ess_bulk"], ess(images.double()), rtol=1e-12)
+
     def test_a_pixel_whose_chains_disagree_stands_out(self) -> None:
         images = normal(3, 50, 1, 3, 4)
         images[0, :, 0, 1, 2] += 3
