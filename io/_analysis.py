@@ -66,10 +66,8 @@ def event_probability(draws: Draws, event: Callable[[NDArray[Any]], Any]) -> NDA
     Shapes: event (k, C, H, W) -> boolean (k, C, H, W); the result (C, H, W).
     Raises: TypeError, ValueError for an event that gives anything else.
     """
-    hits = np.zeros(draws.layout.event_shape, np.int64)
-    unknown = np.zeros(draws.layout.event_shape, bool)
-    for _, _, stored in draws.blocks():
-        images = draws.as_sampled(stored)
+
+    def checked(images: NDArray[Any]) -> NDArray[np.bool_]:
         held = np.asarray(event(images))
         if held.dtype != np.bool_:
             raise TypeError(
@@ -80,9 +78,9 @@ def event_probability(draws: Draws, event: Callable[[NDArray[Any]], Any]) -> NDA
             raise ValueError(
                 f"probability: the event gave shape {held.shape}, expected {images.shape}, as it was given"
             )
-        hits += held.sum(axis=0)
-        unknown |= np.isnan(images).any(axis=0)
-    return np.where(unknown, np.nan, hits / (draws.shape[0] * draws.shape[1]))
+        return held
+
+    return _share(draws, draws.as_sampled, checked)
 
 
 def exceedance(draws: Draws, threshold: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -91,10 +89,17 @@ def exceedance(draws: Draws, threshold: NDArray[np.float64]) -> NDArray[np.float
     Shapes: threshold broadcasts against (C, H, W) -> (C, H, W).
     """
     limit = threshold.astype(draws.dtype) if threshold.ndim else draws.dtype.type(threshold)
+    return _share(draws, draws.magnitudes, lambda values: values > limit)
+
+
+def _share(
+    draws: Draws, of: Callable[[NDArray[Any]], NDArray[Any]], holds: Callable[[NDArray[Any]], NDArray[np.bool_]]
+) -> NDArray[np.float64]:
+    """Share of the draws where something holds ``of`` them, pixel by pixel; NaN where a draw is."""
     hits = np.zeros(draws.layout.event_shape, np.int64)
     unknown = np.zeros(draws.layout.event_shape, bool)
     for _, _, stored in draws.blocks():
-        values = draws.magnitudes(stored)
-        hits += (values > limit).sum(axis=0)
+        values = of(stored)
+        hits += holds(values).sum(axis=0)
         unknown |= np.isnan(values).any(axis=0)
     return np.where(unknown, np.nan, hits / (draws.shape[0] * draws.shape[1]))

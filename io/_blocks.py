@@ -34,15 +34,15 @@ class Block:
             held[:, slot] = stats[name]
         source = images.detach()
         if self._stream is None or not source.is_cuda:
-            self._copy(slot, source, non_blocking=False)
+            self._copy(slot, source)
             return
         self._stream.wait_stream(torch.cuda.current_stream(source.device))
         with torch.cuda.stream(self._stream):
-            self._copy(slot, source, non_blocking=True)
+            self._copy(slot, source)
             source.record_stream(self._stream)
             self._copied = self._stream.record_event()
 
-    def _copy(self, slot: int, source: Tensor, *, non_blocking: bool) -> None:
+    def _copy(self, slot: int, source: Tensor) -> None:
         target = self.memory[:, slot]
         if self._is_complex:
             # channel = [re, im, re, im, ...]
@@ -52,7 +52,7 @@ class Block:
             target.copy_(source)
             return
         for chain in range(len(target)):  # each a plain copy of contiguous memory, which alone is asynchronous
-            target[chain].copy_(source[chain].contiguous(), non_blocking=non_blocking)
+            target[chain].copy_(source[chain].contiguous(), non_blocking=self._stream is not None)
 
     def wait(self) -> None:
         """Return when all that was staged is in memory."""

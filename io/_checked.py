@@ -356,12 +356,6 @@ class CheckedStore(Store):
     async def _set_many(self, values: Iterable[tuple[str, Buffer]]) -> None:
         await asyncio.gather(*(self.set(key, value) for key, value in values))
 
-    def expect(self, files: Mapping[str, bytes]) -> None:
-        """Announce what files will hold after the next ``flush``, which saves them a flush each."""
-        for key, data in files.items():
-            if key in self._rows:
-                self._announce(self._rows[key], chunk_checksum(data))
-
     async def flush(self, *, settle: bool = False) -> None:
         """Make what was written count for readers; ``settle`` forgets the checksums of replaced files.
 

@@ -17,7 +17,7 @@ from potentia.io._ensemble import Ensemble, open_ensemble
 from potentia.io._errors import StoreError, StoreExistsError
 from potentia.io._integrity import committed_draws
 from potentia.io._location import Location, StorePath
-from potentia.io._schema import json_ready, read_layout
+from potentia.io._schema import json_ready, read_layout, refuse_other
 
 if TYPE_CHECKING:
     import numpy as np
@@ -172,7 +172,7 @@ class Collection:
         chosen = self._chosen(names)
         _dask()
         ensembles = {name: self[name] for name in chosen}
-        _agree(self._root, {n: (e.num_chains, e.num_draws, *_stored_shape(e)) for n, e in ensembles.items()})
+        _agree(self._root, {n: (e.num_chains, e.num_draws, *e._layout.stored_shape) for n, e in ensembles.items()})
         images = [e.dask()["posterior"].to_dataset()["image"] for e in ensembles.values()]
         index = pd.Index(list(chosen), name="item", dtype=object)
         together = xr.concat(images, dim=index, join="exact", coords="minimal", compat="override")
@@ -276,12 +276,7 @@ class CollectionWriter:
     @classmethod
     def _resumed(cls, place: Location, names: Sequence[str], wanted: dict[str, Any]) -> Self:
         index = _read_index(place)
-        stored = index["record"]
-        for key in sorted({*wanted, *stored}):
-            if stored.get(key) != wanted.get(key):
-                raise StoreError(
-                    f"{place}: {key} of the stored collection is {stored.get(key)!r}, this run has {wanted.get(key)!r}"
-                )
+        refuse_other(place, "collection", index["record"], wanted)
         given = set(names)
         index["items"] = [*names, *(name for name in index["items"] if name not in given)]
         for name in given & set(index["failed"]):
@@ -362,12 +357,11 @@ def stored_state(name: str, path: str) -> Item:
 
 def described(ensemble: Ensemble) -> dict[str, Any]:
     """What the index keeps of a complete item, so that lists and views need not open it."""
-    shape = _stored_shape(ensemble)
     return {
         "num_chains": ensemble.num_chains,
         "num_draws": ensemble.num_draws,
-        "channel": [str(label) for label in ensemble.image.coords["channel"].values],
-        "size": list(shape[1:]),
+        "channel": ensemble._layout.channel_names,
+        "size": list(ensemble.event_shape[1:]),
     }
 
 
@@ -496,11 +490,6 @@ def _bucket(root: Location, *, writable: bool) -> Any:
     if root.url is None or root.scheme == "memory" or root.scheme.startswith("icechunk"):
         raise StoreError(f"{root}: collections lie in a folder or an object store, expected one that all workers reach")
     return root.inner(writable=writable)
-
-
-def _stored_shape(ensemble: Ensemble) -> tuple[int, int, int]:
-    channels, height, width = ensemble.event_shape
-    return (2 * channels if ensemble.is_complex else channels, height, width)
 
 
 def _agree(root: Location, shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:

@@ -1,10 +1,13 @@
 """Copying a whole store."""
 
+import itertools
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from potentia.io._location import Location, StorePath, create_archive, create_at
+from potentia.io._create import create_archive, create_at
+from potentia.io._location import Location, StorePath
 from potentia.io._schema import add_array
 
 if TYPE_CHECKING:
@@ -12,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def copy_store(source: Location, path: StorePath, *, overwrite: bool) -> Location:
-    """Copy every group, array and attribute, chunk by chunk along chains; to ``*.zip`` as an archive.
+    """Copy every group, array and attribute, chunk by chunk; to ``*.zip`` as an archive.
 
     Raises: StoreExistsError, StoreError.
     """
@@ -38,8 +41,10 @@ def _copy_group(old: "zarr.Group", new: "zarr.Group") -> None:
         dims = getattr(array.metadata, "dimension_names", None) or ()
         dtype = str if array.dtype.kind in "TOU" else array.dtype
         copied = add_array(new, name, array.shape, array.chunks, dtype, dims, array.fill_value)
-        if array.ndim and len(array.chunks) > 1 and array.shape[0] > 1:
-            for first in range(0, array.shape[0], array.chunks[0]):
-                copied[first : first + array.chunks[0]] = array[first : first + array.chunks[0]]
-        else:
-            copied[...] = np.asarray(array[...], dtype=object) if dtype is str else array[...]
+        for place in itertools.product(*map(_spans, array.shape, array.chunks)):
+            copied[place] = np.asarray(array[place], dtype=object) if dtype is str else array[place]
+
+
+def _spans(length: int, step: int) -> Iterator[slice]:
+    """The chunks of one dimension."""
+    return (slice(start, min(start + step, length)) for start in range(0, length, step))

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from potentia.io._checksums import TABLES, chunk_keys, one_line
 from potentia.io._errors import StoreError, StoreExistsError
+from potentia.io._schema import BY_PIXEL
 
 if TYPE_CHECKING:
     import zarr
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
     from potentia.io._location import Location
 
-_GROUPS = ("posterior", "posterior_summary", "sample_stats", "observed_data", "constant_data", "writer")
+_GROUPS = ("posterior", "posterior_summary", "sample_stats", "observed_data", "constant_data", "writer", BY_PIXEL)
 Build = Callable[["zarr.Group"], None]
 
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,15 +10,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from potentia._validate import open_unit
 from potentia.io._analysis import event_probability, exceedance, pooled_quantiles
 from potentia.io._errors import StoreError
 from potentia.io._integrity import check_whole, committed_draws, stored_sums
 from potentia.io._location import Location, StorePath
 from potentia.io._moments import Moments
-from potentia.io._rechunk import GROUP as BY_PIXEL
 from potentia.io._rechunk import drop
 from potentia.io._rechunk import rechunk as write_by_pixel
-from potentia.io._schema import IMAGE_DIMS, find_array, find_group, read_layout
+from potentia.io._schema import BY_PIXEL, IMAGE_DIMS, find_array, find_group, read_layout
 from potentia.io._summary import as_stored, write_summary
 from potentia.io._tiles import Draws, Tile
 from potentia.io._truth import DEFAULT_LEVELS
@@ -54,7 +55,6 @@ class Ensemble:
         check_whole(root, self._layout, location, self._committed)
         self._draws = Draws(location, root, self._image, self._layout, self._committed)
         self._tree: xr.DataTree | None = None
-        self._sums: Moments | None = None
 
     @property
     def path(self) -> str:
@@ -141,22 +141,15 @@ class Ensemble:
     def samples(self) -> Tensor:
         """The images as a tensor (chain, draw, C, H, W), complex if they are."""
         stored = np.asarray(self._image[:, : self._committed])
-        return self._as_sampled(torch.from_numpy(stored.astype(self._layout.dtype.newbyteorder("="), copy=False)))
+        return self._as_sampled(stored.astype(self._layout.dtype.newbyteorder("="), copy=False))
 
-    def _as_sampled(self, stored: Tensor) -> Tensor:
-        if not self.is_complex:
-            return stored
-        channels, height, width = self.event_shape
-        parts = stored.reshape(*stored.shape[:-3], channels, 2, height, width)
-        return torch.complex(parts[..., 0, :, :].contiguous(), parts[..., 1, :, :].contiguous())
+    def _as_sampled(self, stored: "np.ndarray[Any, Any]") -> Tensor:
+        """Images as the store keeps them, (..., channel, y, x), as the sampler saw them."""
+        return torch.from_numpy(self._draws.as_sampled(stored))
 
+    @cached_property
     def _moments(self) -> Moments:
         """The running sums over the draws that this ensemble shows, which do not change."""
-        if self._sums is None:
-            self._sums = self._summed()
-        return self._sums
-
-    def _summed(self) -> Moments:
         sums = stored_sums(self._location.open(), self._layout, self._location, self._committed)
         if sums is not None:
             return Moments(self._committed, np.asarray(sums[0][:]), np.asarray(sums[1][:]))
@@ -168,7 +161,7 @@ class Ensemble:
 
     def mean(self) -> "xr.DataArray":
         """Mean over chains and draws, the MMSE estimate: (channel, y, x)."""
-        return self._labelled("mean", self._moments().pooled(0)[0])
+        return self._labelled("mean", self._moments.pooled(0)[0])
 
     def std(self, ddof: int = 1) -> "xr.DataArray":
         """Standard deviation over chains and draws together: (channel, y, x).
@@ -178,7 +171,7 @@ class Ensemble:
         total = self.num_chains * self._committed
         if total <= ddof:
             raise ValueError(f"std: the ensemble has {total} samples, expected more than {ddof}")
-        return self._labelled("std", self._moments().pooled(ddof)[1])
+        return self._labelled("std", self._moments.pooled(ddof)[1])
 
     def quantile(self, q: float | Sequence[float], *, magnitude: bool = False) -> "xr.DataArray":
         """Quantiles over chains and draws together, by linear interpolation; NaN where a draw is NaN.
@@ -206,8 +199,7 @@ class Ensemble:
 
         Raises: ValueError for a level outside (0, 1).
         """
-        if not 0 < level < 1:
-            raise ValueError(f"interval: level is {level}, expected a number between 0 and 1")
+        open_unit("interval", "level", level)
         values = self._bounds(np.array([level]), magnitude)[:, 0]
         return self._labelled("interval", values, bound=["lower", "upper"])
 

@@ -2,29 +2,18 @@
 
 import contextlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from potentia.io._checksums import MANIFEST, one_line
-from potentia.io._create import create_archive, create_at, refuse_place, refuse_taken, remove_orphans
 from potentia.io._errors import StoreError
 from potentia.io._schema import STORE_VERSION
 
 if TYPE_CHECKING:
     import zarr
     from zarr.abc.store import Store
-
-__all__ = [
-    "Location",
-    "StorePath",
-    "create_archive",
-    "create_at",
-    "refuse_place",
-    "refuse_taken",
-    "remove_orphans",
-]
 
 StorePath = str | os.PathLike[str]
 
@@ -160,13 +149,6 @@ class Location:
         from potentia.io._files import RegularFiles
 
         return RegularFiles(folder, read_only=not writable)
-
-    def expect(self, root: "zarr.Group", files: Mapping[str, bytes]) -> None:
-        """Announce what files will hold that are written after the next ``flush``: it then serves for them too."""
-        from potentia.io._checked import CheckedStore
-
-        if isinstance(root.store, CheckedStore):
-            root.store.expect(files)
 
     def flush(self, root: "zarr.Group", *, settle: bool = False) -> None:
         """Record the checksums of what was written through ``root``, without which readers do not see it.

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from potentia._validate import count, real_number
+from potentia._validate import count, open_unit
 from potentia.io._components import centred_gram, spectrum
 from potentia.io._dip import dip, dip_p_value
 from potentia.io._tiles import Draws
@@ -50,8 +50,7 @@ def count_modes(draws: Draws, num_components: int, level: float, every: int, mos
     """See ``Ensemble.modes``."""
     count("modes", "num_components", num_components)
     count("modes", "most", most)
-    if not 0 < real_number("modes", "level", level) < 1:
-        raise ValueError(f"modes: level is {level}, expected a number between 0 and 1")
+    open_unit("modes", "level", level)
     scores = spectrum(centred_gram("modes", draws, every))[1]
     kept = np.arange(0, draws.shape[1], every)
     labels, p_values = _split(scores, num_components, level, most)
@@ -118,15 +117,13 @@ def _two_sides(scores: NDArray[np.float64], num_components: int) -> tuple[float,
     directions = _directions(search - search.mean(axis=0), num_components)
     if len(directions) == 0:
         return None
-    line = held @ directions.T
-    each = [dip_p_value(dip(line[:, k]), len(held)) for k in range(len(directions))]
-    depths = [dip(line[:, k]) for k in range(len(directions))]
+    depths = [dip(line) for line in directions @ held.T]
     best = int(np.argmax(depths))
     along = scores @ directions[best]
     right = along > _cut(along)
     if not 0 < np.count_nonzero(right) < len(right):
         return None
-    return min(1.0, len(directions) * each[best]), right
+    return min(1.0, len(directions) * dip_p_value(depths[best], len(held))), right
 
 
 def _directions(centred: NDArray[np.float64], num_components: int) -> NDArray[np.float64]:

@@ -55,13 +55,13 @@ def plot_ensemble(ensemble: "Ensemble", truth: Any, data: Any, num_samples: int)
 
 def _panels(ensemble: "Ensemble", truth: Any, data: Any, num_samples: int) -> list[tuple[str, "np.ndarray[Any, Any]"]]:
     total = ensemble.num_chains * ensemble.num_draws
-    mean = ensemble._as_sampled(torch.from_numpy(ensemble.mean().values))
+    mean = ensemble._as_sampled(ensemble.mean().values)
     truth = _stored(ensemble, "truth") if truth is None else truth
     data = _stored(ensemble, "zero_filled") if data is None else data
     panels = [("truth", truth), ("data", data), ("mean", mean)]
     pictures = [(name, _picture(image)) for name, image in panels if _fits(image, ensemble)]
     if total > 1:
-        spread = ensemble._as_sampled(torch.from_numpy(ensemble.std().values))
+        spread = ensemble._as_sampled(ensemble.std().values)
         pictures.append(("std", _flat(spread.abs())))  # of a complex image: the spread of both parts together
     if _fits(truth, ensemble):
         error = _picture_tensor(mean) - _picture_tensor(_tensor(truth))
@@ -69,7 +69,7 @@ def _panels(ensemble: "Ensemble", truth: Any, data: Any, num_samples: int) -> li
     for k in range(min(num_samples, total)):
         chain, draw = divmod(k, ensemble.num_draws)
         stored = np.array(ensemble.image.isel(chain=chain, draw=draw).values)
-        pictures.append((f"sample {k + 1}", _picture(ensemble._as_sampled(torch.from_numpy(stored)))))
+        pictures.append((f"sample {k + 1}", _picture(ensemble._as_sampled(stored))))
     return pictures
 
 
@@ -77,7 +77,7 @@ def _stored(ensemble: "Ensemble", name: str) -> Tensor | None:
     held = ensemble._stored_constant(name)
     if held is None or held.shape != ensemble._layout.stored_shape:
         return None
-    return ensemble._as_sampled(torch.from_numpy(held))
+    return ensemble._as_sampled(held)
 
 
 def _tensor(image: Any) -> Tensor:

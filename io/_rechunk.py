@@ -8,14 +8,13 @@ import numpy as np
 
 from potentia.io._errors import StoreError
 from potentia.io._location import Location
-from potentia.io._schema import IMAGE_DIMS, add_array
+from potentia.io._schema import BY_PIXEL, IMAGE_DIMS, add_array
 
 if TYPE_CHECKING:
     import zarr
 
     from potentia.io._tiles import Draws
 
-GROUP = "posterior_by_pixel"
 _CHUNK_BYTES = 8 * 2**20
 
 
@@ -28,11 +27,11 @@ def by_pixel_array(root: "zarr.Group", location: Location, shape: tuple[int, ...
     import zarr
 
     try:
-        image = root[f"{GROUP}/image"]
+        image = root[f"{BY_PIXEL}/image"]
     except (KeyError, FileNotFoundError):
         return None
     except Exception as err:  # zarr raises a dozen unrelated types for damaged metadata
-        raise StoreError(f"{location}: {GROUP} is damaged ({err}); finalize(rechunk=True) writes it anew") from err
+        raise StoreError(f"{location}: {BY_PIXEL} is damaged ({err}); finalize(rechunk=True) writes it anew") from err
     if not isinstance(image, zarr.Array) or image.attrs.get("draws") != shape[1] or image.shape != shape:
         return None
     return image
@@ -63,14 +62,14 @@ def drop(draws: "Draws") -> None:
     Raises: StoreError.
     """
     root = draws.location.open(writable=True)
-    if GROUP in root:
-        del root[GROUP]
+    if BY_PIXEL in root:
+        del root[BY_PIXEL]
         draws.location.commit(root, "draws by pixel removed")
 
 
 def _fill(root: "zarr.Group", draws: "Draws") -> None:
     shape = draws.shape
-    group = root.create_group(GROUP)
+    group = root.create_group(BY_PIXEL)
     tall, wide = _sides(shape, draws.dtype.itemsize)
     chunks = (*shape[:3], tall, wide)
     image = add_array(group, "image", shape, chunks, draws.layout.dtype, IMAGE_DIMS, math.nan)

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from potentia._validate import positive, real_number
+from potentia._validate import open_unit, positive, real_number
 from potentia.io._tiles import Draws
 
 if TYPE_CHECKING:
@@ -38,8 +38,7 @@ def region_statistics(
     import xarray as xr
 
     named = _masks(draws, masks)
-    if not 0 < level < 1:
-        raise ValueError(f"regions: level is {level}, expected a number between 0 and 1")
+    open_unit("regions", "level", level)
     limit = None if threshold is None else draws.dtype.type(real_number("regions", "threshold", threshold))
     size = positive("regions", "pixel_size", pixel_size)
     values = {"mean": np.empty((len(named), *draws.shape[:2]))}

@@ -26,6 +26,7 @@ STATS: Mapping[str, str] = {
     "sigma": "<f8",
     "n_grad": "<i8",
 }
+BY_PIXEL = "posterior_by_pixel"  # the group of the draws' second copy
 STATE_HEADER = 16  # draw count, length and checksum of the sampler state
 _CHUNK_BYTES = 16 * 2**20  # 8 to 16 MiB write at the speed of a plain file
 _DTYPES = ("float32", "float64")
@@ -126,14 +127,30 @@ def json_ready(where: str, value: Mapping[str, object]) -> dict[str, Any]:
     return ready
 
 
-def root_attributes(layout: Layout, potentia: dict[str, Any]) -> dict[str, Any]:
-    """Root attributes of a new store: those that ArviZ writes and the caller's ``potentia`` entry."""
-    own = {
+def refuse_other(where: object, what: str, stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    """Refuse to go on with a run, or whatever it is, that was begun with other settings, either way round.
+
+    Raises: StoreError naming the first that differs.
+    """
+    for key in dict.fromkeys([*wanted, *stored]):
+        if stored.get(key) != wanted.get(key):
+            raise StoreError(
+                f"{where}: {key} of the stored {what} is {stored.get(key)!r}, this run has {wanted.get(key)!r}"
+            )
+
+
+def own_attributes(layout: Layout) -> dict[str, Any]:
+    """What the store itself keeps in the ``potentia`` entry, beside what the caller says of the run."""
+    return {
         "store_version": STORE_VERSION,
         "complex": layout.is_complex,
         "event_shape": list(layout.event_shape),
         "num_ranks": layout.num_ranks,
     }
+
+
+def root_attributes(layout: Layout, potentia: dict[str, Any]) -> dict[str, Any]:
+    """Root attributes of a new store: those that ArviZ writes and the caller's ``potentia`` entry."""
     version = _version()
     return {
         "created_at": datetime.now(UTC).isoformat(),
@@ -143,7 +160,7 @@ def root_attributes(layout: Layout, potentia: dict[str, Any]) -> dict[str, Any]:
         "inference_library_version": version,
         "sampling_time": 0.0,
         "tuning_steps": 0,
-        "potentia": potentia | own,
+        "potentia": potentia | own_attributes(layout),
     }
 
 

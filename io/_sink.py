@@ -112,8 +112,7 @@ class Sink:
         """Write the running sums; their count says of which draws they are, none while they are being written."""
         if self._sums_written == self.num_committed:
             return
-        rows = slice(self._chains.start, self._chains.stop)
-        self.array("posterior_summary/count")[rows] = 0
+        self.array("posterior_summary/count")[self._rows] = 0
         for k, chain in enumerate(self._chains):
             self.array("posterior_summary/mean")[chain] = self.moments.mean[k]
             self.array("posterior_summary/m2")[chain] = self.moments.m2[k]

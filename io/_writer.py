@@ -5,23 +5,26 @@ import queue
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 
 import numpy as np
 from torch import Tensor
 
 from potentia.io._blocks import Block, Commit, Pool
+from potentia.io._create import create_at, refuse_place, remove_orphans
 from potentia.io._ensemble import Ensemble
 from potentia.io._errors import StoreError
 from potentia.io._integrity import check_whole, committed_draws
-from potentia.io._location import Location, StorePath, create_at, refuse_place, remove_orphans
+from potentia.io._location import Location, StorePath
 from potentia.io._schema import (
     STATS,
     Layout,
     add_data,
     build,
     json_ready,
+    own_attributes,
     read_layout,
+    refuse_other,
     root_attributes,
     stat_fill,
 )
@@ -33,8 +36,18 @@ if TYPE_CHECKING:
 
 Durability = Literal["process", "power"]
 
-_OWN = ("store_version", "complex", "event_shape", "num_ranks")
 _PATIENCE = 30.0  # seconds after which a block is committed in part
+
+
+def check_durability(where: str, name: str) -> Durability:
+    """Return one of the two kinds.
+
+    Raises: ValueError for a name that is none.
+    """
+    for known in get_args(Durability):
+        if name == known:
+            return known  # type: ignore[no-any-return]
+    raise ValueError(f"{where}: durability is {name!r}, expected one of {', '.join(get_args(Durability))}")
 
 
 def check_target(path: StorePath, *, overwrite: bool = False) -> None:
@@ -155,7 +168,9 @@ class EnsembleWriter:
                 "expected the same number"
             )
         if expect is not None:
-            _check_same_run(location, potentia, json_ready("EnsembleWriter: expect", expect))
+            ours = own_attributes(layout)
+            stored = {key: value for key, value in potentia.items() if key in expect or key not in ours}
+            refuse_other(location, "run", stored, json_ready("EnsembleWriter: expect", expect))
         counted = committed_draws(root, layout, location)  # may lag one block behind the state
         committed, state = read_state(root, location, rank)
         if committed > layout.num_draws:
@@ -339,14 +354,4 @@ class EnsembleWriter:
 def _check_options(queue_blocks: int, durability: str) -> None:
     if isinstance(queue_blocks, bool) or not isinstance(queue_blocks, int) or queue_blocks < 1:
         raise ValueError(f"EnsembleWriter: queue_blocks must be an integer of at least 1, got {queue_blocks!r}")
-    if durability not in ("process", "power"):
-        raise ValueError(f"EnsembleWriter: durability is {durability!r}, expected 'process' or 'power'")
-
-
-def _check_same_run(location: Location, stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    """Raises: StoreError naming what differs."""
-    for key in [*wanted, *(k for k in stored if k not in wanted and k not in _OWN)]:
-        if stored.get(key) != wanted.get(key):
-            raise StoreError(
-                f"{location}: {key} of the stored run is {stored.get(key)!r}, this run has {wanted.get(key)!r}"
-            )
+    check_durability("EnsembleWriter", durability)

@@ -30,11 +30,26 @@ def real_number(where: str, what: str, value: SupportsFloat) -> float:
 
     Raises: TypeError if it is no number; ValueError if it is not finite.
     """
-    if isinstance(value, bool) or not hasattr(value, "__float__"):
-        raise TypeError(f"{where}: {what} must be a number, got {type(value).__name__}")
-    number = float(value)
+    number = _number(where, what, value)
     if not math.isfinite(number):
         raise ValueError(f"{where}: {what} must be finite, got {number}")
+    return number
+
+
+def _number(where: str, what: str, value: SupportsFloat) -> float:
+    if isinstance(value, bool) or not hasattr(value, "__float__"):
+        raise TypeError(f"{where}: {what} must be a number, got {type(value).__name__}")
+    return float(value)
+
+
+def open_unit(where: str, what: str, value: SupportsFloat) -> float:
+    """Return a number above 0 and below 1 as a float.
+
+    Raises: TypeError if it is no number; ValueError if it lies elsewhere.
+    """
+    number = _number(where, what, value)
+    if not 0 < number < 1:
+        raise ValueError(f"{where}: {what} is {value}, expected a number between 0 and 1")
     return number
 
 
