@@ -19,9 +19,9 @@ from torch import Tensor
 from potentia._potential import Potential
 from potentia._validate import count
 from potentia.inference._prepare import fingerprint, parse_dtype
+from potentia.inference._progress import progress_bar
 from potentia.inference._protocol import Sampler
-from potentia.inference._sample import _durability as parse_durability
-from potentia.inference._sample import _terminal, default_sampler, sample
+from potentia.inference._sample import default_sampler, sample
 from potentia.inference._summary import DiagnosticWarning, summary, without_diagnostics
 from potentia.io import Durability, StoreError, open_ensemble
 from potentia.io._collection import (
@@ -35,6 +35,7 @@ from potentia.io._collection import (
     stored_state,
 )
 from potentia.io._location import Location
+from potentia.io._writer import check_durability
 
 if TYPE_CHECKING:
     from distributed import Client, Future
@@ -157,7 +158,7 @@ def sample_dataset(
         count("sample_dataset", "threads", threads),
         device,
         None if dtype is None else str(parse_dtype(dtype)).removeprefix("torch."),
-        parse_durability(durability),
+        check_durability("sample_dataset", durability),
     )
     count("sample_dataset", "retries", retries, least=0)
     _check_pickles(task)
@@ -165,7 +166,7 @@ def sample_dataset(
     with _connected(client, workers, retries, len(items)) as cluster:
         wanted = {**task.record(), **(record or {})}
         writer = CollectionWriter.create(root, list(items), wanted, resume=resume, overwrite=overwrite)
-        with held(place, ".index", "the collection"), _bar(progress, len(items)) as advance:
+        with held(place, ".index", "the collection"), progress_bar("items", len(items), shown=progress) as advance:
             _run(cluster, task, items, writer, retries, advance)
     collection = open_collection(root)
     _warn(collection, list(items))
@@ -414,7 +415,7 @@ def _run(
     items: Mapping[str, Any],
     writer: CollectionWriter,
     retries: int,
-    advance: Callable[[bool], None],
+    advance: Callable[[str], None],
 ) -> None:
     """Submit all items, and note each as it ends."""
     import distributed
@@ -424,16 +425,17 @@ def _run(
     keys = [f"potentia-{run}-{k}" for k in range(len(names))]
     futures = client.map(_reconstruct, names, list(items.values()), key=keys, task=task, pure=False, retries=retries)
     of_future = dict(zip(keys, names, strict=True))
-    saved = time.monotonic()
+    saved, failures = time.monotonic(), 0
     try:
         for future in distributed.as_completed(futures, loop=client.loop):
             outcome = _outcome(of_future[future.key], future)
             if outcome.told is None:
+                failures += 1
                 writer.fail(outcome.name, outcome.message, outcome.traceback)
             else:
                 writer.finish(outcome.name, outcome.told)
             future.release()
-            advance(outcome.told is None)
+            advance(f"{failures} failed" if failures else "")
             if time.monotonic() - saved > _SAVE_EVERY:
                 writer.save()
                 saved = time.monotonic()
@@ -464,41 +466,6 @@ def _outcome(name: str, future: "Future[Any]") -> _Outcome:
             message, _ = _told(err)
             return _Outcome(name, None, message, "".join(traceback.format_exception(err)))
     return _Outcome(name, None, f"the scheduler dropped it (it is {future.status}), expected it to run")
-
-
-@contextlib.contextmanager
-def _bar(progress: bool, total: int) -> Iterator[Callable[[bool], None]]:
-    """A progress bar over items on a terminal, nothing elsewhere."""
-    if not progress or not _terminal():
-        yield lambda failed: None
-        return
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    columns = (
-        TextColumn("items"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[told]}"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    failures = 0
-    with Progress(*columns, transient=True) as bar:
-        shown = bar.add_task("items", total=total, told="")
-
-        def advance(failed: bool) -> None:
-            nonlocal failures
-            failures += failed
-            bar.update(shown, advance=1, told=f"{failures} failed" if failures else "")
-
-        yield advance
 
 
 def _warn(collection: Collection, names: list[str]) -> None:

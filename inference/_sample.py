@@ -4,9 +4,8 @@ import math
 import os
 import time
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, get_args
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -19,12 +18,14 @@ from potentia.inference import _checkpoint as checkpoint
 from potentia.inference._alps import ALPS
 from potentia.inference._langevin import Langevin
 from potentia.inference._prepare import Problem, prepare
+from potentia.inference._progress import progress_bar
 from potentia.inference._protocol import Info, Sampler, State
 from potentia.inference._ranks import Ranks
 from potentia.inference._summary import DiagnosticWarning, warn_if_suspect
 from potentia.inference._twisted import EFFECTIVE
 from potentia.io import Durability, EnsembleWriter, StoreError, check_target, open_ensemble
 from potentia.io._schema import rank_chains
+from potentia.io._writer import check_durability
 
 if TYPE_CHECKING:
     from potentia.io import Ensemble
@@ -97,7 +98,7 @@ def sample(
             ``TwistedSMC`` gave most of its particles next to no weight.
     """
     sampler = default_sampler(posterior) if sampler is None else sampler
-    keep = _durability(durability)
+    keep = check_durability("sample", durability)
     problem = prepare(posterior, sampler, num_chains, init, seed, device, dtype, compile)
     draws = count("sample", "num_draws", num_draws)
     warmup = sampler.default_warmup if num_warmup is None else count("sample", "num_warmup", num_warmup, least=0)
@@ -112,7 +113,9 @@ def sample(
         run.resume(store)
     elif store is not None:
         ranks.first(lambda: check_target(store, overwrite=overwrite))
-    with _bar(progress and ranks.index == 0, run) as advance:
+    label, steps = f"{num_chains} chains of {shape_text(problem.shape)}", sampler.steps_per_draw
+    shown = progress and ranks.index == 0
+    with progress_bar(label, run.total * steps, shown=shown, done=run.done * steps) as advance:
         ensemble = run.finish(store, overwrite, advance)
     if ranks.index == 0:
         warn_if_suspect(ensemble, stacklevel=3)
@@ -130,14 +133,6 @@ def _warn_of_weights(state: State | None, stacklevel: int) -> None:
             DiagnosticWarning,
             stacklevel=stacklevel + 1,
         )
-
-
-def _durability(name: str) -> Durability:
-    """Raises: ValueError for a name that is none."""
-    for known in get_args(Durability):
-        if name == known:
-            return known  # type: ignore[no-any-return]
-    raise ValueError(f"sample: durability is {name!r}, expected one of {', '.join(get_args(Durability))}")
 
 
 def _check_shared(sampler: Sampler, store: object, ranks: Ranks, num_chains: int) -> None:
@@ -194,22 +189,13 @@ class _Run:
         return self.warmup + self.draws
 
     def resume(self, store: str | os.PathLike[str]) -> None:
-        # Rank 0 clears away what was half-written, before others write.
-        if self.ranks.index == 0:
-            self.ranks.first(lambda: self._take_up(store))
-        else:
-            self.ranks.first(lambda: None)
+        """Go on from a store; rank 0 clears away what was half-written before the others look."""
+        self.ranks.first(lambda: self._take_up(store))
+        if self.ranks.index > 0:
             self._take_up(store)
 
     def _take_up(self, store: str | os.PathLike[str]) -> None:
-        self.writer, saved = EnsembleWriter.resume(
-            store,
-            expect=self.record,
-            rank=self.ranks.index,
-            num_ranks=self.ranks.count,
-            durability=self.durability,
-            pinned=self.problem.device.type == "cuda",
-        )
+        self.writer, saved = self._open(store)
         committed = self.writer.num_committed
         if committed == 0:
             return
@@ -220,7 +206,9 @@ class _Run:
             )
         self.state, self.done, self.n_grad = checkpoint.decode(saved, self.generators, self.problem.device)
 
-    def finish(self, store: str | os.PathLike[str] | None, overwrite: bool, advance: Any) -> "Ensemble":
+    def finish(
+        self, store: str | os.PathLike[str] | None, overwrite: bool, advance: Callable[[str], None]
+    ) -> "Ensemble":
         begun = time.perf_counter()
         if self.state is None:
             self.state = self.sampler.init(
@@ -244,36 +232,37 @@ class _Run:
         assert store is not None
         return open_ensemble(store)
 
-    def _draw_all(self, store: str | os.PathLike[str] | None, overwrite: bool, advance: Any, caught: list[int]) -> None:
+    def _draw_all(
+        self, store: str | os.PathLike[str] | None, overwrite: bool, advance: Callable[[str], None], caught: list[int]
+    ) -> None:
         """Draw what is left; a signal that was caught ends this after a draw."""
         while self.done < self.total:
-            if self.state is None:
-                self._never()
-            elif self.done == self.warmup:
-                self.state = self.state._replace(memory=self.sampler.freeze(self.state.memory))
+            if self.done == self.warmup:
+                self.state = self._started._replace(memory=self.sampler.freeze(self._started.memory))
             stats = self._one_draw(advance)
             self.done += 1
             if self.done > self.warmup:
                 if self.writer is None:
-                    self.writer = self._create(store, overwrite)
-                self.writer.append(self._drawn(), stats)
+                    self.writer = self._begin(store, overwrite)
+                self.writer.append(self._started.x, stats)
                 if self.writer.ready_to_commit or caught:
                     # What is kept in memory ends with the process: there is nothing to resume.
                     self.writer.commit(b"" if store is None else self._encoded())
             if caught and self.done < self.total:
                 raise KeyboardInterrupt
 
-    def _drawn(self) -> Tensor:
-        return (self.state or self._never()).x
+    @property
+    def _started(self) -> State:
+        if self.state is None:
+            raise RuntimeError("sample: the chains were not started")
+        return self.state
 
     def _encoded(self) -> bytes:
-        return checkpoint.encode(self.state or self._never(), self.generators, self.done, self.n_grad)
+        return checkpoint.encode(self._started, self.generators, self.done, self.n_grad)
 
-    def _one_draw(self, advance: Any) -> dict[str, Any]:
+    def _one_draw(self, advance: Callable[[str], None]) -> dict[str, Any]:
         """Run the steps of one draw; what the store keeps of them."""
-        state = self.state
-        if state is None:
-            raise RuntimeError("sample: the chains were not started")
+        state = self._started
         accepted: list[Tensor] = []
         diverging = torch.zeros(len(state.x), dtype=torch.bool, device=state.x.device)
         for _ in range(self.sampler.steps_per_draw):
@@ -285,7 +274,7 @@ class _Run:
                 diverging = diverging | info.diverging
             if self.writer is not None:
                 self.writer.check()
-            advance()
+            advance("")
         self.state = state
         bad = ~torch.isfinite(state.x).flatten(1).all(dim=1)
         if bool(bad.any()):
@@ -314,32 +303,30 @@ class _Run:
             value: Tensor = posterior(state.x, info.sigma)
             return -value.double().cpu()
 
-    @staticmethod
-    def _never() -> State:
-        raise RuntimeError("sample: the chains were not started")
-
-    def _create(self, store: str | os.PathLike[str] | None, overwrite: bool) -> EnsembleWriter:
-        pinned = self.problem.device.type == "cuda"
+    def _begin(self, store: str | os.PathLike[str] | None, overwrite: bool) -> EnsembleWriter:
+        """A writer to a new store, which rank 0 makes."""
         made: list[EnsembleWriter] = []
-
-        def make() -> None:
-            if self.ranks.index == 0:
-                made.append(self._create_first(store, overwrite, pinned))
-
-        self.ranks.first(make)
+        self.ranks.first(lambda: made.append(self._create(store, overwrite)))
         if made:
             return made[0]
         assert store is not None
+        return self._open(store)[0]
+
+    @property
+    def _pinned(self) -> bool:
+        return self.problem.device.type == "cuda"
+
+    def _open(self, store: str | os.PathLike[str]) -> tuple[EnsembleWriter, bytes]:
         return EnsembleWriter.resume(
             store,
             expect=self.record,
             rank=self.ranks.index,
             num_ranks=self.ranks.count,
             durability=self.durability,
-            pinned=pinned,
-        )[0]
+            pinned=self._pinned,
+        )
 
-    def _create_first(self, store: str | os.PathLike[str] | None, overwrite: bool, pinned: bool) -> EnsembleWriter:
+    def _create(self, store: str | os.PathLike[str] | None, overwrite: bool) -> EnsembleWriter:
         problem = self.problem
         return EnsembleWriter.create(
             store,
@@ -352,47 +339,12 @@ class _Run:
             observed=problem.observed(),
             constant={**problem.constants(), **{k: _array(v) for k, v in self.constant.items()}},
             overwrite=overwrite,
-            state_bytes=0 if store is None else checkpoint.capacity((self.state or self._never()), self.generators),
+            state_bytes=0 if store is None else checkpoint.capacity(self._started, self.generators),
             num_ranks=self.ranks.count,
             durability=self.durability,
-            pinned=pinned,
+            pinned=self._pinned,
         )
 
 
 def _array(value: Any) -> Any:
     return value.detach().cpu().numpy() if isinstance(value, Tensor) else value
-
-
-@contextmanager
-def _bar(progress: bool, run: _Run) -> Iterator[Any]:
-    """A progress bar over steps on a terminal, nothing elsewhere."""
-    if not progress:
-        yield lambda: None
-        return
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    steps = run.sampler.steps_per_draw
-    label = f"{run.problem.num_chains} chains of {shape_text(run.problem.shape)}"
-    with Progress(*columns, transient=True, disable=not _terminal()) as bar:
-        task = bar.add_task(label, total=run.total * steps, completed=run.done * steps)
-        yield lambda: bar.advance(task)
-
-
-def _terminal() -> bool:
-    import sys
-
-    return sys.stderr.isatty() or sys.stdout.isatty()

@@ -19,6 +19,14 @@ _COORDINATES = ("posterior/chain", "posterior/draw", "posterior/channel")
 def committed_draws(root: "zarr.Group", layout: Layout, location: Location) -> int:
     """Return how many draws every chain has committed, possibly none.
 
+    Raises: StoreError as ``committed_counts``.
+    """
+    return int(committed_counts(root, layout, location).min())
+
+
+def committed_counts(root: "zarr.Group", layout: Layout, location: Location) -> "np.ndarray[Any, Any]":
+    """Return how many draws each chain has committed; the chains of different ranks may differ.
+
     Raises: StoreError if the count is missing, cut short or out of range.
     """
     array = find_array(root, "writer/n_committed", location)
@@ -34,7 +42,7 @@ def committed_draws(root: "zarr.Group", layout: Layout, location: Location) -> i
             f"{location}: the count of committed draws is damaged: got {counts.tolist()}, expected {layout.num_chains} "
             f"counts from 0 to {layout.num_draws}"
         )
-    return int(counts.min())
+    return counts
 
 
 def check_whole(root: "zarr.Group", layout: Layout, location: Location, committed: int) -> None:

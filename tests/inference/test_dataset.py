@@ -289,15 +289,15 @@ def test_ctrl_c_keeps_what_is_finished_and_stops_the_rest(
             time.sleep(0.01)
         return posterior(item)
 
-    def pressed(*_: Any) -> Any:
-        def advance(failed: bool) -> None:
+    def pressed(*_: Any, **__: Any) -> Any:
+        def advance(note: str) -> None:
             raise KeyboardInterrupt
 
         return contextlib.nullcontext(advance)
 
     items = {name: k for k, name in enumerate((*NAMES, "c", "d", "e", "f", "g", "h"))}
     with monkeypatch.context() as patched:
-        patched.setattr(dataset, "_bar", pressed)
+        patched.setattr(dataset, "progress_bar", pressed)
         with pytest.raises(KeyboardInterrupt) as kept:  # and with it everything that a frame refers to
             run(tmp_path / "root", client, build, items=items)
     left = open_collection(tmp_path / "root")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from potentia._cli._report import print_rows
-from potentia._cli._sample import SampleOptions, _load, build_likelihood, build_prior, build_sampler
+from potentia._cli._sample import SampleOptions, build_reconstruction
 from potentia._validate import count
 from potentia.inference._dataset import FailedItemsWarning, Reconstruction, sample_dataset
 from potentia.io._collection import Collection
@@ -59,11 +59,7 @@ class BuildItem:
         own: dict[str, Any] = {
             name: _filled(getattr(self.options, name), item.path) for name in ("mask", "coil_maps", "truth")
         }
-        options = replace(self.options, data=data, index=item.index, **own)
-        likelihood = build_likelihood(options)
-        posterior = build_prior(options, likelihood) + likelihood
-        constant = {} if options.truth is None else {"truth": _load(options.truth, options)}
-        return Reconstruction(posterior, build_sampler(options, posterior), constant_data=constant)
+        return build_reconstruction(replace(self.options, data=data, index=item.index, **own))
 
 
 def is_dataset(options: SampleOptions, dataset: DatasetOptions) -> bool:

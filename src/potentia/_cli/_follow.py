@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from potentia._validate import positive
 from potentia.inference import summary
 from potentia.io import StoreError, open_ensemble
+from potentia.io._integrity import committed_counts
 from potentia.io._location import Location
+from potentia.io._schema import read_layout
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -160,17 +160,13 @@ def read_progress(store: str) -> Progress | None:
         return None
     try:
         root = location.open()
-        counts = np.asarray(root["writer/n_committed"][:])  # type: ignore[index]
-        total = int(root["posterior/image"].shape[1])  # type: ignore[union-attr]
+        layout, _ = read_layout(root, location)
+        counts = committed_counts(root, layout, location)
     except StoreError:
         if location.folder is None:  # behind a URL, nothing tells a store that is not there from one that is broken
             return None
         raise
-    except Exception as err:  # zarr raises a dozen unrelated types for damaged metadata
-        raise StoreError(f"{location}: this is no ensemble store that can be followed: {err}") from err
-    if counts.size == 0 or not bool(((counts >= 0) & (counts <= total)).all()):
-        raise StoreError(f"{location}: the count of committed draws is damaged: {counts.tolist()} of {total}")
-    return Progress(int(counts.min()), int(counts.max()), total)
+    return Progress(int(counts.min()), int(counts.max()), layout.num_draws)
 
 
 def follow_store(

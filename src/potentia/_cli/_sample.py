@@ -1,7 +1,6 @@
 """``potentia sample``: a user's own image or k-space file."""
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -61,50 +60,58 @@ def run_sample(options: SampleOptions) -> Ensemble:
     with process_group() as (rank, local_rank):
         if options.device == "cuda" and local_rank is not None:
             options = replace(options, device=f"cuda:{local_rank}")
-        return _run_sample(options, print_rows if rank == 0 else _say_nothing)
+        return _run_sample(options, speaks=rank == 0)
 
 
-def _say_nothing(*_: object) -> None:
-    pass
-
-
-def _run_sample(options: SampleOptions, say: Callable[[str, Sequence[Sequence[str]]], None]) -> Ensemble:
+def _run_sample(options: SampleOptions, *, speaks: bool) -> Ensemble:
     if not options.resume:
         check_target(options.store, overwrite=options.overwrite)
-    likelihood = build_likelihood(options)
-    posterior = build_prior(options, likelihood) + likelihood
-    say(repr(posterior), [])
-    constant = {} if options.truth is None else {"truth": _load(options.truth, options)}
+    built = build_reconstruction(options)
+    if speaks:
+        print_rows(repr(built.posterior), [])
     try:
-        ensemble = _draw(options, posterior, constant)
+        ensemble = inference.sample(
+            built.posterior,
+            built.sampler,
+            num_chains=options.chains,
+            num_draws=options.draws,
+            seed=options.seed,
+            store=options.store,
+            resume=options.resume,
+            overwrite=options.overwrite,
+            durability=options.durability,
+            device=options.device,
+            dtype=options.dtype,
+            constant_data=built.constant_data,
+        )
     except KeyboardInterrupt:
         sys.stderr.write(f"potentia: {options.store}: what was committed is kept; --resume goes on from there\n")
         raise
-    rows = [("written", f"{options.store}: {options.chains} chains of {options.draws} draws")]
-    if options.truth is not None:
-        rows.append(("90 % interval holds the truth", f"{ensemble.coverage(constant['truth'], 0.9):.3f} of the pixels"))
-    if options.plot is not None and say is print_rows:
-        ensemble.plot(options.plot)
-        rows.append(("picture", str(options.plot)))
-    say("", rows)
+    if speaks:
+        _report(options, ensemble, built.constant_data.get("truth"))
     return ensemble
 
 
-def _draw(options: SampleOptions, posterior: Potential, constant: Mapping[str, Tensor]) -> Ensemble:
-    return inference.sample(
-        posterior,
-        build_sampler(options, posterior),
-        num_chains=options.chains,
-        num_draws=options.draws,
-        seed=options.seed,
-        store=options.store,
-        resume=options.resume,
-        overwrite=options.overwrite,
-        durability=options.durability,
-        device=options.device,
-        dtype=options.dtype,
-        constant_data=constant,
-    )
+def _report(options: SampleOptions, ensemble: Ensemble, truth: Tensor | None) -> None:
+    """Say what was written, and draw it if asked to."""
+    rows = [("written", f"{options.store}: {options.chains} chains of {options.draws} draws")]
+    if truth is not None:
+        rows.append(("90 % interval holds the truth", f"{ensemble.coverage(truth, 0.9):.3f} of the pixels"))
+    if options.plot is not None:
+        ensemble.plot(options.plot)
+        rows.append(("picture", str(options.plot)))
+    print_rows("", rows)
+
+
+def build_reconstruction(options: SampleOptions) -> inference.Reconstruction:
+    """The posterior that the files and options describe, how to sample it, and the truth to keep with it.
+
+    Raises: ValueError, FileNotFoundError.
+    """
+    likelihood = build_likelihood(options)
+    posterior = build_prior(options, likelihood) + likelihood
+    constant = {} if options.truth is None else {"truth": _load(options.truth, options)}
+    return inference.Reconstruction(posterior, build_sampler(options, posterior), constant_data=constant)
 
 
 def build_likelihood(options: SampleOptions) -> likelihoods.Gaussian:
