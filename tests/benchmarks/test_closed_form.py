@@ -1,27 +1,17 @@
 """The test bed of benchmarks/calibration.py: its posteriors are exact, its statistics see planted faults."""
 
-import importlib
 import math
-import sys
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 import torch
+from benchmark_scripts import load
 from torch import Tensor
 
 from potentia import energies
 
-FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
 NAMES = ("box-8/0", "random50-8/1", "blur-8-low/0", "box-16-sharp/0", "box-8-low-smooth/0")
-
-
-def load(name: str) -> ModuleType:
-    sys.path.insert(0, str(FOLDER))  # the script imports its neighbour
-    try:
-        return importlib.import_module(name)
-    finally:
-        sys.path.remove(str(FOLDER))
 
 
 @pytest.fixture(scope="module")

@@ -1,14 +1,12 @@
 """The calibrated recipe: what it finds out, that it counts, and that its spread is right."""
 
-import importlib
 import math
-import sys
-from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
 import pytest
 import torch
+from benchmark_scripts import load
 from torch import Tensor
 
 import potentia as pt
@@ -323,12 +321,7 @@ def test_planted_faults_of_the_spread_are_seen(fault: str, monkeypatch: pytest.M
 
 @pytest.fixture(scope="module")
 def bed() -> ModuleType:
-    folder = str(Path(__file__).resolve().parents[2] / "benchmarks")
-    sys.path.insert(0, folder)
-    try:
-        return importlib.import_module("_closed_form")
-    finally:
-        sys.path.remove(folder)
+    return load("_closed_form")
 
 
 @pytest.mark.parametrize("name", ["box-8/0", "blur-8/1"])

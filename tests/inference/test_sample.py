@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from ensembles import stops_after
 from torch import Tensor, nn
 
 import potentia as pt
@@ -69,21 +70,9 @@ def test_resumed_is_uninterrupted_to_the_bit(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(_schema, "_CHUNK_BYTES", 1)  # one draw a block, so that there is something to interrupt
     options: dict[str, Any] = {"sampler": sampler, "num_draws": 5}
     whole = draw(**options, store=tmp_path / "whole.zarr")
-
-    calls = 0
-    step = type(sampler).step
-
-    def failing(self: Any, post: Any, state: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        if calls > 3 * sampler.steps_per_draw + sampler.steps_per_draw * sampler.default_warmup + 1:
-            raise KeyboardInterrupt
-        return step(self, post, state)
-
-    monkeypatch.setattr(type(sampler), "step", failing)
-    with pytest.raises(KeyboardInterrupt):
+    steps = 3 * sampler.steps_per_draw + sampler.steps_per_draw * sampler.default_warmup + 1
+    with stops_after(sampler, steps), pytest.raises(KeyboardInterrupt):
         draw(**options, store=tmp_path / "broken.zarr")
-    monkeypatch.setattr(type(sampler), "step", step)
     assert pt.open_ensemble(tmp_path / "broken.zarr").num_draws == 3
     resumed = draw(**options, store=tmp_path / "broken.zarr", resume=True)
     assert torch.equal(resumed.samples(), whole.samples())

@@ -1,8 +1,6 @@
 """Twisted SMC: exact on Gaussian priors, weighed right on mixtures whose posterior is known in closed form."""
 
-import importlib
 import math
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
@@ -10,6 +8,8 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from benchmark_scripts import load
+from ensembles import stops_after
 from torch import Tensor
 
 import potentia as pt
@@ -185,12 +185,7 @@ def test_a_start_of_ones_own_is_biased_by_the_largest_scale() -> None:
 
 @pytest.fixture(scope="module")
 def bed() -> ModuleType:
-    folder = str(Path(__file__).resolve().parents[2] / "benchmarks")
-    sys.path.insert(0, folder)
-    try:
-        return importlib.import_module("_closed_form")
-    finally:
-        sys.path.remove(folder)
+    return load("_closed_form")
 
 
 def log_evidence(problem: Any) -> float:
@@ -421,20 +416,8 @@ def test_resumed_is_uninterrupted_to_the_bit(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(_schema, "_CHUNK_BYTES", 1)  # one draw a block, so that there is something to interrupt
     options: dict[str, Any] = {"sampler": sampler, "num_draws": 4, "num_warmup": 0}
     whole = draw(**options, store=tmp_path / "whole.zarr")
-    calls = 0
-    step = type(sampler).step
-
-    def failing(self: Any, post: Any, state: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        if calls > 2 * sampler.steps_per_draw + 2:
-            raise KeyboardInterrupt
-        return step(self, post, state)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(type(sampler), "step", failing)
-        with pytest.raises(KeyboardInterrupt):
-            draw(**options, store=tmp_path / "broken.zarr")
+    with stops_after(sampler, 2 * sampler.steps_per_draw + 2), pytest.raises(KeyboardInterrupt):
+        draw(**options, store=tmp_path / "broken.zarr")
     assert pt.open_ensemble(tmp_path / "broken.zarr").num_draws == 2
     resumed = draw(**options, store=tmp_path / "broken.zarr", resume=True)
     assert torch.equal(resumed.samples(), whole.samples())

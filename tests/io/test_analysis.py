@@ -10,6 +10,7 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
+from ensembles import ensemble_of, normal
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -18,7 +19,6 @@ from potentia.inference import ess, mcse, rhat
 from potentia.inference._pixels import pixel_diagnostics
 from potentia.io import Ensemble, EnsembleWriter, StoreError, open_ensemble
 from potentia.io import _rechunk as rechunk
-from potentia.io import _schema as schema
 from potentia.io import _tiles as tiles
 from potentia.io._analysis import _quantiles
 from potentia.io._tiles import rectangles, tile_sides
@@ -27,22 +27,7 @@ EVENT = (2, 5, 7)
 
 
 def make(path: Path | None, images: Tensor, stop: int | None = None, **options: Any) -> Ensemble:
-    """An ensemble of images (chain, draw, C, H, W), two draws a chunk."""
-    chains, draws, *event = images.shape
-    with mock.patch.object(schema, "_CHUNK_BYTES", 2 * images[0, 0].nbytes):
-        writer = EnsembleWriter.create(
-            path, num_chains=chains, num_draws=draws, event_shape=event, is_complex=images.is_complex(),
-            dtype="float64" if images.dtype in (torch.float64, torch.complex128) else "float32", **options,
-        )  # fmt: skip
-    for k in range(draws if stop is None else stop):
-        writer.append(images[:, k], {"lp": float(k)})
-        if writer.ready_to_commit:
-            writer.commit()
-    return writer.close()
-
-
-def normal(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
-    return torch.randn(shape, dtype=dtype, generator=torch.Generator().manual_seed(seed))
+    return ensemble_of(images, path, stop=stop, block=2, **options)
 
 
 def pooled(images: Tensor) -> np.ndarray:

@@ -1,39 +1,28 @@
 """Components, distances, modes and calibration: exact where algebra says what they are, and right on planted cases."""
 
 import math
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from ensembles import ensemble_of
+from ensembles import normal as normal_images
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import linprog
 from scipy.spatial.distance import cdist
 from torch import Tensor
 
-from potentia.io import Ensemble, EnsembleWriter
+from potentia.io import Ensemble
 from potentia.io import _components as components
 from potentia.io._dip import dip, dip_p_value
 
 EVENT = (1, 6, 5)
 
 
-def make(images: Tensor, **options: Any) -> Ensemble:
-    chains, draws, *event = images.shape
-    writer = EnsembleWriter.create(
-        None, num_chains=chains, num_draws=draws, event_shape=event, is_complex=images.is_complex(),
-        dtype="float64" if images.dtype in (torch.float64, torch.complex128) else "float32", **options,
-    )  # fmt: skip
-    for k in range(draws):
-        writer.append(images[:, k], {})
-        if writer.ready_to_commit:
-            writer.commit()
-    return writer.close()
-
-
-def normal(*shape: int, dtype: torch.dtype = torch.float64, seed: int = 0) -> Tensor:
-    return torch.randn(shape, dtype=dtype, generator=torch.Generator().manual_seed(seed))
+normal = partial(normal_images, dtype=torch.float64)
 
 
 def flat(images: Tensor) -> np.ndarray:
@@ -49,7 +38,7 @@ class TestComponents:
     ) -> None:
         images = normal(*shape, dtype=dtype) * torch.linspace(1, 3, shape[-1], dtype=dtype.to_real())
         monkeypatch.setattr(components, "_TILE_BYTES", shape[0] * shape[1] * 8 * 7)
-        found = make(images).components(4)
+        found = ensemble_of(images).components(4)
         theirs = pytest.importorskip("sklearn.decomposition").PCA(4, svd_solver="full").fit(flat(images))
         tolerance = 1e-5 if dtype == torch.float32 else 1e-9
         np.testing.assert_allclose(found["explained_variance"], theirs.explained_variance_, rtol=tolerance)
@@ -62,7 +51,7 @@ class TestComponents:
 
     def test_all_of_them_make_up_the_draws(self) -> None:
         images = normal(2, 6, *EVENT)
-        found = make(images).components(11)
+        found = ensemble_of(images).components(11)
         again = found["mean"] + (found["score"] * found["component"]).sum("component")
         np.testing.assert_allclose(again.transpose("chain", "draw", ...), images, atol=1e-12)
         basis = found["component"].values.reshape(11, -1)
@@ -73,7 +62,7 @@ class TestComponents:
         pattern = torch.zeros(EVENT, dtype=torch.float64)
         pattern[0, 2, 1:4] = 1 / math.sqrt(3)
         images = 0.05 * normal(2, 100, *EVENT) + 3 * normal(2, 100, 1, 1, 1, seed=1) * pattern
-        found = make(images).components(2)
+        found = ensemble_of(images).components(2)
         np.testing.assert_allclose(found["component"][0], pattern, atol=0.02)
         # the variance of 200 normal numbers has a relative error of 10 %
         assert float(found["explained_variance"][0]) == pytest.approx(9, rel=0.4)
@@ -81,17 +70,19 @@ class TestComponents:
 
     def test_far_from_zero(self) -> None:
         images = normal(2, 10, *EVENT)
-        near, far = make(images).components(3), make(images + 1e6).components(3)
+        near, far = ensemble_of(images).components(3), ensemble_of(images + 1e6).components(3)
         np.testing.assert_allclose(far["explained_variance"], near["explained_variance"], rtol=1e-6)
 
     def test_thinning(self) -> None:
         images = normal(2, 9, *EVENT)
-        thin = make(images).components(3, every=2)
-        np.testing.assert_allclose(thin["component"], make(images[:, ::2]).components(3)["component"], atol=1e-12)
+        thin = ensemble_of(images).components(3, every=2)
+        np.testing.assert_allclose(
+            thin["component"], ensemble_of(images[:, ::2]).components(3)["component"], atol=1e-12
+        )
         assert thin["draw"].values.tolist() == [0, 2, 4, 6, 8]
 
     def test_draws_that_do_not_differ_have_no_components(self) -> None:
-        found = make(torch.ones(1, 4, *EVENT, dtype=torch.float64)).components(2)
+        found = ensemble_of(torch.ones(1, 4, *EVENT, dtype=torch.float64)).components(2)
         assert not found["explained_variance"].values.any()
         assert not found["component"].values.any()
 
@@ -106,17 +97,17 @@ class TestComponents:
     )
     def test_bad_input_is_refused(self, images: Tensor, options: dict[str, int], message: str) -> None:
         with pytest.raises(ValueError, match=message):
-            make(images).components(**options)
+            ensemble_of(images).components(**options)
 
     def test_nan_is_refused(self) -> None:
         images = normal(2, 3, *EVENT)
         images[0, 1, 0, 2, 2] = math.nan
         with pytest.raises(ValueError, match="NaN or infinite"):
-            make(images).components(2)
+            ensemble_of(images).components(2)
 
     def test_too_many_samples_are_refused(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(components, "_MOST_SAMPLES", 5)
-        ensemble = make(normal(2, 6, *EVENT))
+        ensemble = ensemble_of(normal(2, 6, *EVENT))
         with pytest.raises(ValueError, match="there are 12 samples, expected at most 5: thin them by every=3"):
             ensemble.components(2)
         assert ensemble.components(2, every=3).sizes["draw"] == 2
@@ -126,7 +117,7 @@ class TestDistances:
     @pytest.mark.parametrize("dtype", [torch.float32, torch.complex64])
     def test_they_are_those_of_scipy(self, dtype: torch.dtype) -> None:
         images = normal(2, 5, 2, 6, 5, dtype=dtype) + 3
-        found = make(images).distances()
+        found = ensemble_of(images).distances()
         want = cdist(flat(images).astype(np.float64), flat(images).astype(np.float64)) / math.sqrt(2 * 6 * 5)
         np.testing.assert_allclose(found, want, atol=1e-6)
         assert found["chain"].values.tolist() == [0] * 5 + [1] * 5
@@ -220,13 +211,13 @@ class TestModes:
         for seed in range(12):
             images = normal(4, 60, 1, 8, 8, seed=seed)
             images[..., 0, 0] *= spread
-            alarms += make(images).modes().count > 1
+            alarms += ensemble_of(images).modes().count > 1
         assert alarms <= 1  # of 12 at 1 %, two or more have a probability of 0.6 %
 
     @pytest.mark.parametrize("share", [0.5, 0.3])
     def test_two_well_separated_modes(self, share: float) -> None:
         images, second = two_modes(12.0, share, seed=5)
-        found = make(images).modes()
+        found = ensemble_of(images).modes()
         assert found.count == 2
         agree = (found.labels.values == second.numpy()).mean()
         assert max(agree, 1 - agree) > 0.99
@@ -245,7 +236,7 @@ class TestModes:
         images[..., 0, 0] *= 200
         second = torch.rand(4, 60, generator=torch.Generator().manual_seed(1)) < 0.5
         images[:, :, 0, 3, 3] += 3.0 * second
-        found = make(images).modes()
+        found = ensemble_of(images).modes()
         assert found.count == 2
         agree = (found.labels.values == second.numpy()).mean()
         assert max(agree, 1 - agree) > 0.98
@@ -255,28 +246,28 @@ class TestModes:
         corner = torch.randint(4, (4, 100), generator=torch.Generator().manual_seed(1))
         images[:, :, 0, 0, 0] += 14 * (corner % 2)
         images[:, :, 0, 5, 5] += 14 * (corner // 2)
-        assert make(images).modes().count == 4
-        assert make(images).modes(most=3).count == 3
-        assert make(images).modes(most=1).count == 1
+        assert ensemble_of(images).modes().count == 4
+        assert ensemble_of(images).modes(most=3).count == 3
+        assert ensemble_of(images).modes(most=1).count == 1
 
     def test_chains_that_never_cross_are_told_of(self) -> None:
         images = normal(2, 60, 1, 8, 8)
         images[1] += 3.0
-        found = make(images).modes()
+        found = ensemble_of(images).modes()
         assert (found.count, found.transitions) == (2, 0)
         assert "no chain went from one to another" in repr(found)
 
     def test_modes_close_by_are_one(self) -> None:
         images, _ = two_modes(1.0, 0.5, seed=7)
-        assert make(images).modes().count == 1
+        assert ensemble_of(images).modes().count == 1
 
     def test_few_samples_are_not_split(self) -> None:
         images, _ = two_modes(30.0, 0.5, seed=5, chains=2, draws=11)
-        found = make(images).modes()
+        found = ensemble_of(images).modes()
         assert (found.count, found.p_values) == (1, ())
 
     def test_identical_draws(self) -> None:
-        assert make(torch.ones(2, 30, 1, 3, 3)).modes().count == 1
+        assert ensemble_of(torch.ones(2, 30, 1, 3, 3)).modes().count == 1
 
     def test_without_halves_the_test_would_see_modes_in_noise(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """The planted fault: directions tested on the samples that they were found on."""
@@ -292,7 +283,7 @@ class TestModes:
             return p, along > _modes._cut(along)
 
         # As many directions as samples: k-means finds a gap between any two halves of such noise.
-        ensemble = make(normal(2, 20, 1, 40, 40))
+        ensemble = ensemble_of(normal(2, 20, 1, 40, 40))
         assert ensemble.modes(num_components=39, level=0.05).count == 1
         monkeypatch.setattr(_modes, "_two_sides", same_samples)
         assert ensemble.modes(num_components=39, level=0.05).count > 1
@@ -300,7 +291,7 @@ class TestModes:
     @pytest.mark.parametrize("options", [{"level": 0.0}, {"num_components": 0}, {"most": 0}, {"every": 0}])
     def test_bad_numbers_are_refused(self, options: dict[str, Any]) -> None:
         with pytest.raises(ValueError, match=rf"modes: {next(iter(options))}"):
-            make(normal(2, 20, *EVENT)).modes(**options)
+            ensemble_of(normal(2, 20, *EVENT)).modes(**options)
 
 
 class TestCalibration:
@@ -309,7 +300,7 @@ class TestCalibration:
     def drawn(self, factor: float = 1.0, seed: int = 0) -> tuple[Ensemble, Tensor]:
         scale = torch.linspace(0.5, 4, 40 * 50, dtype=torch.float64).reshape(1, 40, 50)
         images, truth = normal(4, 20, 1, 40, 50, seed=seed) * scale, normal(1, 40, 50, seed=seed + 1) * scale
-        return make(images * factor), truth
+        return ensemble_of(images * factor), truth
 
     def test_a_calibrated_posterior(self) -> None:
         ensemble, truth = self.drawn()
@@ -344,16 +335,16 @@ class TestCalibration:
 
     def test_the_stored_truth(self) -> None:
         images, truth = normal(2, 10, 1, 6, 5, dtype=torch.complex128), normal(1, 6, 5, dtype=torch.complex128, seed=1)
-        ensemble = make(images, constant={"truth": truth})
+        ensemble = ensemble_of(images, constant={"truth": truth})
         np.testing.assert_array_equal(ensemble.calibration().coverage, ensemble.calibration(truth).coverage)
         assert int(ensemble.calibration().reliability["count"].sum()) == 60
 
     def test_a_pixel_that_is_certain_and_wrong(self) -> None:
         images, truth = normal(2, 10, *EVENT), normal(*EVENT, seed=1)
         images[..., 0, 0] = truth[..., 0, 0] = 1.0
-        assert math.isfinite(make(images).calibration(truth).error_over_std)
+        assert math.isfinite(ensemble_of(images).calibration(truth).error_over_std)
         truth[..., 0, 0] = 2.0
-        assert make(images).calibration(truth).error_over_std == math.inf
+        assert ensemble_of(images).calibration(truth).error_over_std == math.inf
 
     @pytest.mark.parametrize(
         ("options", "message"),
@@ -370,4 +361,4 @@ class TestCalibration:
     )
     def test_bad_input_is_refused(self, options: dict[str, Any], message: str) -> None:
         with pytest.raises(ValueError, match=message):
-            make(normal(2, 10, *EVENT)).calibration(**({"truth": normal(*EVENT)} | options))
+            ensemble_of(normal(2, 10, *EVENT)).calibration(**({"truth": normal(*EVENT)} | options))

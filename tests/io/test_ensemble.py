@@ -13,6 +13,7 @@ import pytest
 import torch
 import xarray as xr
 import zarr
+from ensembles import ensemble_of
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
@@ -33,17 +34,10 @@ def stored(images: Tensor) -> np.ndarray:
 
 
 def make(path: Path | None, images: Tensor, stop: int | None = None, **options: Any) -> Ensemble:
-    """An ensemble of images (chain, draw, C, H, W)."""
-    chains, draws, *event = images.shape
-    writer = EnsembleWriter.create(
-        path, num_chains=chains, num_draws=draws, event_shape=event, is_complex=images.is_complex(),
-        dtype="float64" if images.dtype in (torch.float64, torch.complex128) else "float32", **options,
+    return ensemble_of(
+        images, path, stop=stop, stats=lambda k: {"lp": float(k), "n_grad": 10 * k}, closing={"sampling_time": 2.0},
+        **options,
     )  # fmt: skip
-    for k in range(draws if stop is None else stop):
-        writer.append(images[:, k], {"lp": float(k), "n_grad": 10 * k})
-        if writer.ready_to_commit:
-            writer.commit()
-    return writer.close(sampling_time=2.0)
 
 
 def normal(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
+from ensembles import ensemble_of, normal
 from torch import Tensor
 
-from potentia.io import Ensemble, EnsembleWriter, _plot
-from potentia.io import _schema as schema
+from potentia.io import Ensemble, _plot
 
 nibabel = pytest.importorskip("nibabel")
 arviz = pytest.importorskip("arviz")
@@ -21,20 +21,7 @@ dask = pytest.importorskip("dask")
 
 
 def make(path: Path | None, images: Tensor, **options: Any) -> Ensemble:
-    chains, draws, *event = images.shape
-    with mock.patch.object(schema, "_CHUNK_BYTES", 2 * images[0, 0].nbytes):
-        writer = EnsembleWriter.create(
-            path, num_chains=chains, num_draws=draws, event_shape=event, is_complex=images.is_complex(), **options
-        )
-    for k in range(draws):
-        writer.append(images[:, k], {"lp": float(k)})
-        if writer.ready_to_commit:
-            writer.commit()
-    return writer.close()
-
-
-def normal(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
-    return torch.randn(shape, dtype=dtype, generator=torch.Generator().manual_seed(seed))
+    return ensemble_of(images, path, block=2, **options)
 
 
 class TestDask:

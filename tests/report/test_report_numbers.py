@@ -8,15 +8,17 @@ import re
 from pathlib import Path
 from typing import Any
 
+import ensembles
 import numpy as np
 import pytest
 import torch
+from ensembles import normal
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import potentia as pt
-from potentia.io import Ensemble, EnsembleWriter
+from potentia.io import Ensemble
 from potentia.report import write_report
 from potentia.report._collect import collect
 from potentia.report._encode import Bits, base64_size, base64_text, encode
@@ -24,27 +26,10 @@ from potentia.report._plan import every, every_of, make_plan
 
 
 def ensemble_of(images: torch.Tensor, path: Path | None = None, lp: bool = True, **more: Any) -> Ensemble:
-    """Images (chain, draw, C, H, W) in a store."""
-    chains, draws = images.shape[:2]
-    writer = EnsembleWriter.create(
-        path,
-        num_chains=chains,
-        num_draws=draws,
-        event_shape=tuple(images.shape[2:]),
-        is_complex=images.is_complex(),
-        **more,
-    )
-    for k in range(draws):
-        writer.append(
-            images[:, k], {"lp": -float(k) if lp else math.nan, "acceptance_rate": 0.7, "n_grad": 10 * k + 10}
-        )
-        if writer.ready_to_commit:
-            writer.commit()
-    return writer.close(sampling_time=2.5)
+    def stats(k: int) -> dict[str, float]:
+        return {"lp": -float(k) if lp else math.nan, "acceptance_rate": 0.7, "n_grad": 10 * k + 10}
 
-
-def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    return torch.randn(*shape, dtype=dtype, generator=torch.Generator().manual_seed(seed))
+    return ensembles.ensemble_of(images, path, stats=stats, closing={"sampling_time": 2.5}, **more)
 
 
 @given(

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import torch
+from ensembles import ensemble_of
 
 import potentia as pt
-from potentia.io import Ensemble, EnsembleWriter
+from potentia.io import Ensemble
 from potentia.report import write_report
 
 pytest.importorskip("playwright", reason="playwright is not installed, which drives the browser")
@@ -37,20 +38,10 @@ def browser() -> Iterator["Browser"]:
 
 
 def store(images: torch.Tensor, lp: bool = True, **more: Any) -> Ensemble:
-    chains, draws = images.shape[:2]
-    writer = EnsembleWriter.create(
-        None,
-        num_chains=chains,
-        num_draws=draws,
-        event_shape=tuple(images.shape[2:]),
-        is_complex=images.is_complex(),
-        **more,
-    )
-    for k in range(draws):
-        writer.append(images[:, k], {"acceptance_rate": 0.9, "n_grad": k} | ({"lp": -float(k % 5)} if lp else {}))
-        if writer.ready_to_commit:
-            writer.commit()
-    return writer.close(sampling_time=1.5)
+    def stats(k: int) -> dict[str, float]:
+        return {"acceptance_rate": 0.9, "n_grad": k} | ({"lp": -float(k % 5)} if lp else {})
+
+    return ensemble_of(images, stats=stats, closing={"sampling_time": 1.5}, **more)
 
 
 def draws(*shape: int, dtype: torch.dtype = torch.complex64) -> torch.Tensor:
