@@ -30,6 +30,15 @@ def make(path: Path | None, images: Tensor, stop: int | None = None, **options: 
     return ensemble_of(images, path, stop=stop, block=2, **options)
 
 
+def harm(file: Path, damage: str, byte: int) -> None:
+    """Remove a file, cut it short, or flip a bit of one byte."""
+    raw = bytearray(file.read_bytes())
+    raw[byte] ^= 1
+    file.unlink()
+    if damage != "removed":
+        file.write_bytes(raw if damage == "flipped" else raw[:-4])
+
+
 def pooled(images: Tensor) -> np.ndarray:
     return images.flatten(0, 1).numpy()
 
@@ -101,11 +110,7 @@ class TestTiles:
             if damage == "flipped":
                 pytest.skip("chunks are held to their checksum once")
         file = tmp_path / "a.zarr" / "posterior/image/c.1.1.0.0.0"
-        raw = bytearray(file.read_bytes())
-        raw[17] ^= 1
-        file.unlink()
-        if damage != "removed":
-            file.write_bytes(raw if damage == "flipped" else raw[:-4])
+        harm(file, damage, 17)
         with pytest.raises(StoreError):
             ensemble.quantile(0.5)
 
@@ -334,11 +339,7 @@ class TestFinalize:
     def test_a_damaged_copy_is_refused(self, tmp_path: Path, damage: str) -> None:
         self.make_by_pixel(tmp_path / "a.zarr", normal(2, 6, *EVENT))
         file = tmp_path / "a.zarr" / "posterior_by_pixel/image/c.0.0.0.1.1"
-        raw = bytearray(file.read_bytes())
-        raw[5] ^= 1
-        file.unlink()
-        if damage != "removed":
-            file.write_bytes(raw if damage == "flipped" else raw[:-4])
+        harm(file, damage, 5)
         ensemble = open_ensemble(tmp_path / "a.zarr")
         with pytest.raises(StoreError):
             ensemble.quantile(0.5)

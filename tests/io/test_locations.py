@@ -99,6 +99,17 @@ def keys(path: str) -> list[str]:
 
 
 @EVERYWHERE
+def test_replacing_a_rechunked_store_leaves_none_of_it(place: str, tmp_path: Path) -> None:
+    begin(place).close().finalize(rechunk=True)
+    assert any(key.startswith("posterior_by_pixel") for key in keys(place))
+    copy = open_ensemble(place).save(tmp_path / "copy.zarr")  # chunk by chunk, the second copy too
+    assert torch.equal(copy.samples(), IMAGES)
+    np.testing.assert_array_equal(copy.quantile(0.5), open_ensemble(place).quantile(0.5))
+    begin(place, overwrite=True)
+    assert not any(key.startswith("posterior_by_pixel") for key in keys(place))
+
+
+@EVERYWHERE
 def test_a_run_is_written_read_and_not_replaced_unasked(place: str) -> None:
     ensemble = begin(place).close(sampling_time=1.5)
     for opened in (ensemble, open_ensemble(place)):
