@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import logging
 import os
+import pickle
 import time
 import traceback
 import uuid
@@ -161,13 +162,15 @@ def sample_dataset(
         check_durability("sample_dataset", durability),
     )
     count("sample_dataset", "retries", retries, least=0)
-    _check_pickles(task)
+    # Unpacked where the item is reconstructed: what a worker cannot import fails its item, and not the worker.
+    packed = _packed("build or sampler", task)
+    data = [_packed(f"item {name!r}", value) for name, value in items.items()]
     place = Location.of(root)
     with _connected(client, workers, retries, len(items)) as cluster:
         wanted = {**task.record(), **(record or {})}
         writer = CollectionWriter.create(root, list(items), wanted, resume=resume, overwrite=overwrite)
         with held(place, ".index", "the collection"), progress_bar("items", len(items), shown=progress) as advance:
-            _run(cluster, task, items, writer, retries, advance)
+            _run(cluster, packed, dict(zip(items, data, strict=True)), writer, retries, advance)
     collection = open_collection(root)
     _warn(collection, list(items))
     return collection
@@ -217,16 +220,17 @@ class _Outcome:
     traceback: str = ""
 
 
-def _reconstruct(name: str, data: Any, task: _Task) -> _Outcome:
-    """Reconstruct one item, on a worker.
+def _reconstruct(name: str, data: bytes, packed: bytes) -> _Outcome:
+    """Reconstruct one item, on a worker, from its data and its task as ``_packed`` makes them.
 
     Raises: OSError, so that Dask tries again: files and networks recover, what is wrong with the data does not.
     """
-    root = Location.of(task.root)
     try:
+        task: _Task = pickle.loads(packed)
+        root = Location.of(task.root)
         with _torch_threads(task.threads), held(root, name, f"item {name}"), without_diagnostics():
             remove_unfinished(root, name)
-            ensemble = _sampled(name, data, task)
+            ensemble = _sampled(name, pickle.loads(data), task)
             concerns = [c.message for c in summary(ensemble, max_pixels=_JUDGED_PIXELS).concerns]
             return _Outcome(name, {**described(ensemble), "concerns": concerns})
     except Exception as err:
@@ -347,13 +351,17 @@ def _check(
             raise ValueError("sample_dataset: workers are those of the cluster that is given, expected client alone")
 
 
-def _check_pickles(task: _Task) -> None:
+def _packed(what: str, value: object) -> bytes:
+    """Bytes that travel to a worker.
+
+    Raises: TypeError for what cannot be pickled.
+    """
     import cloudpickle
 
     try:
-        cloudpickle.dumps(task)
+        return bytes(cloudpickle.dumps(value))
     except Exception as err:  # whatever a user's object raises
-        raise TypeError(f"sample_dataset: build or sampler cannot be sent to a worker: {err}") from err
+        raise TypeError(f"sample_dataset: {what} cannot be sent to a worker: {err}") from err
 
 
 def _absolute(root: str | os.PathLike[str]) -> str:
@@ -411,8 +419,8 @@ def _connected(client: "Client | str | None", workers: int | None, retries: int,
 
 def _run(
     client: "Client",
-    task: _Task,
-    items: Mapping[str, Any],
+    packed: bytes,
+    items: Mapping[str, bytes],
     writer: CollectionWriter,
     retries: int,
     advance: Callable[[str], None],
@@ -423,7 +431,8 @@ def _run(
     names = list(items)
     run = uuid.uuid4().hex[:12]  # a resumed run must not be answered from the scheduler's memory
     keys = [f"potentia-{run}-{k}" for k in range(len(names))]
-    futures = client.map(_reconstruct, names, list(items.values()), key=keys, task=task, pure=False, retries=retries)
+    data = list(items.values())
+    futures = client.map(_reconstruct, names, data, key=keys, packed=packed, pure=False, retries=retries)
     of_future = dict(zip(keys, names, strict=True))
     saved, failures = time.monotonic(), 0
     try:

@@ -6,6 +6,7 @@ import signal
 import sys
 import threading
 import time
+import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -68,9 +69,7 @@ def client() -> Iterator[distributed.Client]:
 
 @pytest.fixture(scope="module")
 def processes() -> Iterator[distributed.Client]:
-    """Two workers, each a process of its own; asked for apart, since once both died in a loaded machine's first run."""
-    if os.environ.get("POTENTIA_CLUSTER_TESTS") != "1":
-        pytest.skip("starts worker processes: set POTENTIA_CLUSTER_TESTS=1")
+    """Two workers, each a process of its own."""
     with dataset._connected(None, 2, 1, 2) as own:
         yield own
 
@@ -113,6 +112,20 @@ def test_ensembles_do_not_depend_on_the_workers(
     assert not torch.equal(reference[0], reference[1])
     assert_same(run(tmp_path / "threads", client), reference)
     assert_same(run(tmp_path / "processes", processes), reference)
+
+
+def test_what_a_worker_cannot_import_fails_the_item_and_not_the_worker(
+    processes: distributed.Client, reference: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = types.ModuleType("nowhere_to_be_found")
+    exec("def build(k): raise AssertionError\nclass Item: pass", module.__dict__)
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    with pytest.warns(FailedItemsWarning, match="No module named 'nowhere_to_be_found'"):
+        unknown = run(tmp_path / "build", processes, module.build)
+    assert unknown.failed.keys() == set(NAMES)
+    with pytest.warns(FailedItemsWarning, match="1 of 2 items failed.*No module named 'nowhere_to_be_found'"):
+        mixed = run(tmp_path / "item", processes, items={NAMES[0]: 0, "b": module.Item()})
+    assert torch.equal(mixed[NAMES[0]].samples(), reference[0])
 
 
 def test_ensembles_depend_neither_on_the_order_nor_on_other_items(
