@@ -1,23 +1,23 @@
 """Forward operators and their algebra: ``A @ B``, ``A + B``, ``2 * A``."""
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from potentia._algebra import is_scalar
-from potentia._module import Module
 from potentia._quadratic import Diagonal, Fourier, MatrixFree, Structure
 from potentia._random import Generators, standard_normal
 from potentia._tensor import EVENT_DIMS
 from potentia._validate import Shape, real_number, shape_text
+from potentia.likelihoods._forward_model import ForwardModel
 
 Weight = float | Tensor
 
 
-class Operator(Module, ABC):
+class Operator(ForwardModel):
     """A linear map A from images to measurements.
 
     Subclasses give ``forward``, ``adjoint`` and the shapes; ``gram`` where A^H W A has a structure to keep.
@@ -27,49 +27,25 @@ class Operator(Module, ABC):
     Shapes: x (*batch, C, H, W); y (*batch, *measurement), with ``output_dims`` dimensions a measurement.
     """
 
-    output_dims: ClassVar[int] = EVENT_DIMS
-
-    @abstractmethod
-    def forward(self, x: Tensor) -> Tensor:
-        """A x: (*batch, C, H, W) -> (*batch, *measurement)."""
-
     @abstractmethod
     def adjoint(self, y: Tensor) -> Tensor:
         """A^H y: (*batch, *measurement) -> (*batch, C, H, W)."""
-
-    @abstractmethod
-    def output_shape(self, input_shape: Shape) -> Shape:
-        """Shape of the measurement of an image.
-
-        Raises: ValueError for images that the operator does not take.
-        """
-
-    @abstractmethod
-    def input_shape(self, output_shape: Shape) -> Shape:
-        """Shape (C, H, W) of the images that have such measurements.
-
-        Raises: ValueError for measurements that the operator cannot give.
-        """
 
     def normal(self, x: Tensor) -> Tensor:
         """A^H A x, in the shape of x."""
         return self.adjoint(self.forward(x))
 
-    def complex_output(self, complex_input: bool) -> bool:
-        """Whether measurements of real or complex images are complex."""
-        return complex_input
+    def vjp(self, x: Tensor, v: Tensor) -> Tensor:
+        """A^H v, wherever x lies."""
+        return self.adjoint(v)
 
-    def complex_input(self, complex_output: bool) -> bool:
-        """Whether images that have real or complex measurements are complex.
+    def jvp(self, x: Tensor, t: Tensor) -> Tensor:
+        """A t, wherever x lies."""
+        return self.forward(t)
 
-        Raises: ValueError for measurements that the operator cannot give.
-        """
-        return complex_output
-
-    @property
-    def sampled(self) -> Tensor | None:
-        """Where measurements are taken, True or False, broadcasting against them; None for everywhere."""
-        return None
+    def linearise(self, x: Tensor) -> "Operator":
+        """The operator itself, which is its own Jacobian."""
+        return self
 
     def gram(self, weight: Weight, input_shape: Shape) -> Structure:
         """A^H diag(weight) A with its structure kept, for weights of zero or more.
@@ -111,13 +87,6 @@ class Operator(Module, ABC):
         return ScaledOperator(self, factor) if is_scalar(factor) else NotImplemented
 
     __rmul__ = __mul__
-
-    def __repr__(self) -> str:
-        return self.describe()
-
-    def describe(self) -> str:
-        """One line for the printed tree."""
-        return f"{type(self).__name__}({self.extra_repr()})"
 
 
 class Composition(Operator):
