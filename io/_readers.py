@@ -1,5 +1,6 @@
 """Readers of images and arrays."""
 
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Sequence
@@ -9,9 +10,25 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from potentia.io._dicom import SUFFIXES as DICOM
+from potentia.io._dicom import is_dicom, read_dicom, read_series
+
 PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
 ARRAYS = (".npy", ".npz")
 VOLUMES = (".nii", ".nii.gz")
+# What numpy raises over damaged files, and over sizes that they claim.
+_UNREADABLE = (
+    OSError,
+    ValueError,
+    EOFError,
+    KeyError,
+    MemoryError,
+    OverflowError,
+    RuntimeError,
+    tokenize.TokenError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 
 
 def read_image(
@@ -20,17 +37,13 @@ def read_image(
     """Read an image as (C, H, W).
 
     Pictures (PNG, JPEG, TIFF) of 8 or 16 bits are scaled to [-1, 1], those of floats kept as they are; transparency is
-    refused. Arrays (.npy, .npz) keep their values; of a NIfTI volume one slice is taken, its values kept.
+    refused. Arrays (.npy, .npz) keep their values; of a NIfTI volume one slice is taken, its values kept. DICOM images
+    (.dcm, .ima, or by their mark) are rescaled by their slope and intercept; a folder is read as one series, a volume
+    (rows, columns, slices) in the order of the slices' positions, of which one slice is taken.
 
     Raises: FileNotFoundError; ValueError for a file that cannot be read, of another kind, or not finite.
     """
-    name = _existing(path)
-    if name.endswith(PICTURES):
-        image = _read_picture(path)
-    elif name.endswith(VOLUMES):
-        image = _read_slice(path, slice_axis, index)
-    else:
-        image = read_array(path)
+    image = _image(path, slice_axis, index)
     if image.ndim == 2:
         image = image[None]
     if image.ndim != 3:
@@ -40,15 +53,28 @@ def read_image(
         return _finite(path, image.astype(wanted))
 
 
+def _image(path: str | Path, slice_axis: int, index: int | None) -> NDArray[Any]:
+    if Path(path).is_dir():
+        return _take_slice(path, read_series(path), slice_axis, index)
+    name = existing(path)
+    if name.endswith(PICTURES):
+        return _read_picture(path)
+    if name.endswith(VOLUMES):
+        return _read_slice(path, slice_axis, index)
+    if name.endswith(DICOM) or (not name.endswith(ARRAYS) and is_dicom(Path(path))):
+        return read_dicom(path)
+    return read_array(path)
+
+
 def read_array(path: str | Path) -> NDArray[Any]:
     """Read an array, such as a mask, coil maps or k-space: .npy, .npz of one array, or ``FILE.npz:NAME``.
 
     Raises: FileNotFoundError; ValueError for a file that cannot be read, pickled content, an npz of several arrays
         without a name, or entries that are not finite.
     """
-    name = _existing(path)
+    name = existing(path)
     if not name.endswith(ARRAYS):
-        kinds = ", ".join(ARRAYS if name.endswith(PICTURES + VOLUMES) else PICTURES + ARRAYS + VOLUMES)
+        kinds = ", ".join(ARRAYS if name.endswith(PICTURES + VOLUMES + DICOM) else PICTURES + ARRAYS + VOLUMES + DICOM)
         raise ValueError(f"{path}: is of a kind that is not read here, expected {kinds}")
     array = _load(path)
     if array.dtype.kind not in "biufc":
@@ -78,7 +104,11 @@ def _split(path: str | Path) -> tuple[Path, str | None]:
     return (Path(file + ".npz"), key) if marker else (Path(text), None)
 
 
-def _existing(path: str | Path) -> str:
+def existing(path: str | Path) -> str:
+    """Return the name of a file in lower case.
+
+    Raises: FileNotFoundError; ValueError for a folder.
+    """
     file = _split(path)[0]
     if not file.exists():
         raise FileNotFoundError(f"{path}: there is no such file")
@@ -99,7 +129,7 @@ def _load(path: str | Path) -> NDArray[Any]:
                 return np.asarray(loaded[name])
     except _ChoiceError:
         raise
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as err:
+    except _UNREADABLE as err:
         raise ValueError(f"{path}: cannot be read as an array without pickles: {err}") from err
 
 
@@ -162,8 +192,10 @@ def _read_slice(path: str | Path, axis: int, index: int | None) -> NDArray[Any]:
         volume = np.asarray(nibabel.load(path).dataobj)  # type: ignore[attr-defined]
     except Exception as err:  # nibabel raises a dozen unrelated types for damaged files
         raise ValueError(f"{path}: cannot be read as NIfTI: {err}") from err
-    if volume.ndim == 2:
-        return volume
+    return volume if volume.ndim == 2 else _take_slice(path, volume, axis, index)
+
+
+def _take_slice(path: str | Path, volume: NDArray[Any], axis: int, index: int | None) -> NDArray[Any]:
     if volume.ndim != 3:
         raise ValueError(f"{path}: volume has shape {volume.shape}, expected three dimensions")
     if not 0 <= axis < 3:

@@ -27,9 +27,9 @@ ALLOWED: dict[str, set[str] | None] = {
     "testing": None,
 }
 HEAVY = {
-    "PIL", "arviz", "dask", "diffusers", "distributed", "h5netcdf",
-    "h5py", "huggingface_hub", "lightning_fabric", "matplotlib", "nibabel",
-    "nilearn", "pyro", "pywt", "skimage", "sklearn",
+    "PIL", "arviz", "dask", "deepinv", "diffusers", "distributed", "finufft", "h5netcdf", "h5py",
+    "huggingface_hub", "ismrmrd", "lightning_fabric", "matplotlib", "nibabel", "nilearn", "numba",
+    "pydicom", "pylops", "pyro", "pywt", "sigpy", "skimage", "sklearn",
 }  # fmt: skip
 # What a room is for may be heavy: nobody imports it who does not want that.
 AT_HOME = {"training": {"lightning_fabric"}}
