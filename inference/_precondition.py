@@ -2,14 +2,25 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
-from potentia._algebra import Sum
+from potentia._algebra import Scaled, Sum, unscaled
 from potentia._potential import Potential, Sigma
 from potentia._quadratic import Diagonal, Quadratic, Structure
 from potentia._random import Generators
+from potentia._tensor import EVENT_DIMS
+from potentia._validate import shape_text
+
+
+@runtime_checkable
+class GaussNewton(Protocol):
+    """A potential with a quadratic form about every image, though it has none for all of them."""
+
+    def gauss_newton(self, x: Tensor) -> Quadratic:
+        """The form about x, (C, H, W)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,10 +57,31 @@ class Preconditioner:
         ``curvature`` stands for what has no quadratic form. By default it is the weight of multi-scale terms
         over sigma^2, zero where nothing is left, and without any form at all one.
         """
+        return cls._of(posterior, None, sigma, curvature)
+
+    @classmethod
+    def gauss_newton(
+        cls, posterior: Potential, at: Tensor, sigma: Sigma = None, curvature: float | None = None
+    ) -> "Preconditioner":
+        """P = (Λ + curvature I)^-1 as ``of``, with the Gauss-Newton forms about an image in place of those that miss.
+
+        What Langevin, MALA and HMC want as their ``preconditioner`` for noise that is not Gaussian and forward models
+        that are not linear. ``at`` should be a typical image of the posterior, such as its mode: far from it, the
+        curvature is another, which makes samplers slow but not wrong.
+
+        Shapes: at (C, H, W). Raises: ValueError for another shape or field.
+        """
+        if at.dim() != EVENT_DIMS:
+            raise ValueError(f"Preconditioner: at has shape {shape_text(tuple(at.shape))}, expected (C, H, W)")
+        posterior.check(at)
+        return cls._of(posterior, at.detach(), sigma, curvature)
+
+    @classmethod
+    def _of(cls, posterior: Potential, at: Tensor | None, sigma: Sigma, curvature: float | None) -> "Preconditioner":
         forms: list[Quadratic] = []
         left = 0.0
         for term in terms(posterior):
-            form = term.quadratic(sigma)
+            form = _form(term, at, sigma)
             if form is not None:
                 forms.append(form)
             elif term.multiscale_weight > 0 and isinstance(sigma, float) and sigma > 0:
@@ -85,6 +117,15 @@ class Preconditioner:
 def terms(posterior: Potential) -> list[Potential]:
     """The terms of a sum, or the potential itself."""
     return list(posterior.terms.values()) if isinstance(posterior, Sum) else [posterior]
+
+
+def _form(term: Potential, at: Tensor | None, sigma: Sigma) -> Quadratic | None:
+    """The exact form of a term, else the one about ``at`` if it has one; a term of negative weight has none."""
+    form = term.quadratic(sigma)
+    bare, weight = unscaled(term), term.weight if isinstance(term, Scaled) else 1.0
+    if form is not None or at is None or weight < 0 or not isinstance(bare, GaussNewton):
+        return form
+    return bare.gauss_newton(at) * weight
 
 
 def _total(forms: Sequence[Quadratic]) -> Structure:

@@ -8,7 +8,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from potentia._algebra import Sum, unscaled
+from potentia._algebra import Scaled, Sum, unscaled
 from potentia._potential import Likelihood, Potential, Sigma
 from potentia._quadratic import MatrixFree, Quadratic
 from potentia._tensor import EVENT_DIMS, to_event
@@ -103,6 +103,7 @@ class Homogeneous:
     - total variation, a norm of the gradient without smoothing: degree 1, dims d less one a channel for its mean;
     - a Gaussian likelihood, as a density of the measurements: degree 2, dims the real numbers measured; with
       w = 1 / noise_std^2 and a term built with noise_std = 1 that is the ``noise_std^dims`` which the likelihood drops.
+    - a Laplace likelihood: degree 1, dims the real numbers measured; w = 1 / scale of a term built with scale = 1.
 
     ``of`` finds the numbers where a term has a quadratic form.
 
@@ -128,16 +129,20 @@ class Homogeneous:
     def of(cls, term: Potential, event_shape: tuple[int, ...] | None = None, sigma: Sigma = None) -> "Homogeneous":
         """The normaliser of a Gaussian term: of the image for a prior, of the measurements for a likelihood.
 
-        ``event_shape`` is needed for a prior that takes images of any shape.
+        ``event_shape`` is needed for a prior that takes images of any shape. A likelihood may say a ``degree`` of its
+        own: Laplace noise has 1, Gaussian noise 2 around any forward model.
 
-        Raises: ValueError for a term without a quadratic form, or a prior that is flat in some directions or whose
-            form is matrix-free, so that this cannot be told: give ``dims`` and ``degree`` for those.
+        Raises: ValueError for a term with neither degree nor quadratic form, or a prior that is flat in some directions
+            or whose form is matrix-free, so that this cannot be told: give ``dims`` and ``degree`` for those.
         """
+        bare = unscaled(term)
+        positive_weight = not isinstance(term, Scaled) or term.weight >= 0
+        if isinstance(bare, Likelihood) and positive_weight and (degree := getattr(bare, "degree", None)) is not None:
+            return cls(_num_measured(bare), degree)
         form = term.quadratic(sigma)
         advice = "give Homogeneous(dims, degree)"
         if form is None:
             raise ValueError(f"Homogeneous: {term.name} has no quadratic form; {advice}")
-        bare = unscaled(term)
         if isinstance(bare, Likelihood):
             return cls(_num_measured(bare))
         shape = term.event_shape if event_shape is None else event_shape
@@ -267,7 +272,11 @@ def pyro_model(
     found (``Homogeneous.of``); for others give ``normalisers={"tv": Homogeneous(dims, degree=1)}``, or any function of
     w that returns log Z(w) up to a constant, or None to leave it out. Several priors have one normaliser together, a
     function of all their weights: leave theirs out and add it by a ``pyro.factor`` of your own. So also for unknowns
-    that are no weights, such as the width of a blur: write U(x, unknown) in torch.
+    that are no weights, such as the width of a blur: write U(x, unknown) in torch. The scale of Student's t is one::
+
+        x = pyro_model(field, init=torch.zeros(1, 64, 64))()
+        data = likelihoods.StudentT(y, blur, scale=1.0).with_scale(scale)
+        pyro.factor("data", -data(x) - data.log_normaliser())
 
     Pyro's strategy ``init_to_sample`` starts the image at ``init`` plus noise of std ``init_std``, its default
     ``init_to_uniform`` between -2 and 2 in every pixel. ``sigma`` is the scale of multi-scale energies.

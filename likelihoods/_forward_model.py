@@ -75,8 +75,15 @@ class ForwardModel(Module, ABC):
 
         Shapes: x and t (*batch, C, H, W) -> (*batch, *measurement).
         """
-        out: Tensor = torch.func.jvp(self.forward, (x.detach(),), (t.detach().to(x.dtype),))[1]
-        return out
+        # J^H v is linear in v, and its own vjp is J t: unlike forward differentiation, that needs of the model no more
+        # than ``vjp`` does, such as of autograd functions that people write themselves.
+        z = x.detach().requires_grad_(True)
+        with torch.enable_grad():
+            y = self(z)
+            v = torch.zeros_like(y).requires_grad_(True)
+            (pulled,) = torch.autograd.grad(y, z, v, create_graph=True)
+        (pushed,) = torch.autograd.grad(pulled, v, t.detach().to(x.dtype))
+        return pushed
 
     def linearise(self, x: Tensor) -> "Operator":
         """The Jacobian at x as a linear operator.
@@ -86,6 +93,12 @@ class ForwardModel(Module, ABC):
         from potentia.likelihoods._linearised import Jacobian
 
         return Jacobian(self, x)
+
+    def __matmul__(self, other: "ForwardModel") -> "ForwardModel":
+        """``B @ A``: first A, then B."""
+        from potentia.likelihoods._chain import Chain
+
+        return Chain(self, other) if isinstance(other, ForwardModel) else NotImplemented
 
     def __repr__(self) -> str:
         return self.describe()

@@ -1,80 +1,100 @@
-"""The Gaussian likelihood: white noise around a linear operator."""
+"""The Gaussian likelihood: white noise, or noise that channels share, around a forward model."""
 
 import math
+from collections.abc import Sequence
 from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
 
-from potentia._potential import Likelihood, Sigma
-from potentia._quadratic import Quadratic, Structure
-from potentia._tensor import squared_norm
+from potentia._potential import Sigma
+from potentia._quadratic import MatrixFree, Quadratic, Structure
+from potentia._random import Generators, standard_normal
+from potentia._tensor import EVENT_DIMS, squared_norm
 from potentia._validate import shape_text, tensor
-from potentia.likelihoods._basic import Identity
+from potentia.likelihoods._forward_model import ForwardModel
+from potentia.likelihoods._noise import NoiseModel, as_weight, noise_parameter, number_text
 from potentia.likelihoods._operator import Operator
 
 
-class Gaussian(Likelihood):
-    """Gaussian misfit L(x) = ||(A x - y) / noise_std||^2 / 2, up to a constant.
+class Gaussian(NoiseModel):
+    """Gaussian misfit L(x) = ||(A(x) - y) / noise_std||^2 / 2, up to a constant.
 
     Of complex measurements, real and imaginary part each have noise of std ``noise_std``. Where the operator measures
     nothing (masked entries), y is taken as zero.
 
-    Shapes: y (*measurement) as the operator gives it; noise_std a number or broadcasting against y;
-        x (*batch, C, H, W); returns (*batch,).
+    ``covariance`` instead of ``noise_std`` is for channels (the measurement's first dimension: coils) whose noise is
+    correlated, the same in every pixel: L(x) = r^H covariance^-1 r / 2. For complex data it is that of each part,
+    half of E[n n^H], so that its diagonal holds the squares of ``noise_std``.
+
+    A linear A gives an exact quadratic form. Any other has none; ``gauss_newton`` is the local one.
+
+    Shapes: y (*measurement) as the operator gives it; noise_std a number or broadcasting against y; covariance (K, K),
+        Hermitian, for y (K, ...); x (*batch, C, H, W); returns (*batch,).
     Units: y and noise_std share the data's unit; L is in nats.
-    Raises: ValueError if noise_std <= 0, if y is NaN or infinite, or if A and y disagree about shape or field.
-    Source: the quadratic form has precision A^H A / noise_std^2 and linear term A^H y / noise_std^2.
+    Raises: TypeError for neither or both of noise_std and covariance; ValueError if noise_std <= 0, if the covariance
+        is not positive definite or channels are sampled at different places under it, if y is NaN or infinite, or if A
+        and y disagree about shape or field.
+    Source: the quadratic form has precision A^H W A and linear term A^H W y, W = 1 / noise_std^2 or covariance^-1
+        (Pruessmann et al. 2001, appendix).
     """
 
     default_name: ClassVar[str] = "gaussian"
+    degree: ClassVar[float | None] = 2.0
+    takes_complex: ClassVar[bool] = True
     noise_std: Tensor
     linear: Tensor
+    whitener: Tensor | None
 
-    def __init__(self, y: object, operator: Operator | None = None, noise_std: Any = None) -> None:
-        super().__init__()
-        self.operator = Identity() if operator is None else operator
-        data = tensor(self.name, "y", y)
-        self._event_shape, self._is_complex = self._domain(data)
-        std = self._check_std(noise_std, data)
-        sampled = self.operator.sampled
-        self.register_buffer("y", data if sampled is None else data * sampled)
-        self.register_buffer("noise_std", std)
-        # A^H W y, wanted at every gradient: computed once.
-        self.register_buffer("linear", self._at_images(self.operator.adjoint(self.y * self.weight)))
+    def __init__(
+        self,
+        y: object,
+        operator: ForwardModel | None = None,
+        noise_std: Any = None,
+        *,
+        covariance: object = None,
+    ) -> None:
+        super().__init__(y, operator)
+        if covariance is not None and noise_std is not None:
+            raise TypeError(f"{self.name}: got noise_std and covariance, expected one of them")
+        matrix = None if covariance is None else self._check_covariance(covariance)
+        if matrix is not None:
+            # Each channel's own std.
+            noise_std = matrix.diagonal().real.sqrt().reshape(-1, *(1,) * (self.y.dim() - 1))
+        correlated = matrix is not None and bool(matrix.tril(-1).any())
+        whitener = _inverse(torch.linalg.cholesky(matrix)).to(self.y) if matrix is not None and correlated else None
+        self.register_buffer("whitener", whitener)
+        self.register_buffer("noise_std", noise_parameter(self.name, "noise_std", noise_std, self.y))
         self._structure: Structure | None = None
+        if isinstance(self.operator, Operator):
+            # A^H W y, wanted at every gradient: computed once.
+            self.register_buffer("linear", self._at_images(self.operator.adjoint(self._weigh(self.y))))
 
-    def _domain(self, data: Tensor) -> tuple[tuple[int, ...], bool]:
-        try:
-            shape = self.operator.input_shape(tuple(data.shape))
-            field = self.operator.complex_input(data.is_complex())
-        except ValueError as err:
-            raise ValueError(f"{self.name}: y of shape {shape_text(tuple(data.shape))} does not fit: {err}") from err
-        if self.operator.complex_output(field) != data.is_complex():
+    def _check_covariance(self, covariance: object) -> Tensor:
+        channels = self.y.shape[0]
+        m = tensor(self.name, "covariance", covariance)
+        if tuple(m.shape) != (channels, channels):
             raise ValueError(
-                f"{self.name}: y has dtype {data.dtype}, but {self.operator.describe()} gives another field"
+                f"{self.name}: covariance has shape {shape_text(tuple(m.shape))}, expected "
+                f"{shape_text((channels, channels))}, one row a channel of y"
             )
-        return shape, field
-
-    def _check_std(self, noise_std: Any, data: Tensor) -> Tensor:
-        if noise_std is None:
-            raise TypeError(f"{self.name}: noise_std is missing, expected a positive number or one per measurement")
-        # A Python number is exact to double precision, which float64 data are to keep.
-        number = isinstance(noise_std, int | float)
-        given = torch.tensor(noise_std, dtype=torch.float64) if number else noise_std
-        std = tensor(self.name, "noise_std", given).to(dtype=data.real.dtype, device=data.device)
-        if std.is_complex() or not bool((std > 0).all()):
-            raise ValueError(f"{self.name}: noise_std must be positive, got a least value of {float(std.real.min()):g}")
-        try:
-            fits = torch.broadcast_tensors(std, data)[0].shape == data.shape
-        except RuntimeError:
-            fits = False
-        if not fits:
-            raise ValueError(
-                f"{self.name}: noise_std has shape {shape_text(tuple(std.shape))}, expected a number or "
-                f"{shape_text(tuple(data.shape))}"
-            )
-        return std
+        if m.is_complex() and not self.y.is_complex():
+            raise ValueError(f"{self.name}: covariance has dtype {m.dtype}, expected a real one for real measurements")
+        m = m.cpu().to(torch.complex128 if m.is_complex() else torch.float64)
+        if float((m - m.mH).abs().max()) > 1e-5 * float(m.abs().max()):
+            raise ValueError(f"{self.name}: covariance is not Hermitian")
+        m = (m + m.mH) / 2
+        if int(torch.linalg.cholesky_ex(m).info) != 0:
+            raise ValueError(f"{self.name}: covariance is not positive definite")
+        sampled = self.operator.sampled
+        if sampled is not None and m.tril(-1).any():
+            every = sampled.expand(self.y.shape)
+            if bool((every != every[:1]).any()):
+                raise ValueError(
+                    f"{self.name}: channels are sampled at different places, expected the same for noise that is "
+                    "correlated between them"
+                )
+        return m
 
     def _at_images(self, x: Tensor) -> Tensor:
         return x if self._is_complex or not x.is_complex() else x.real
@@ -84,37 +104,76 @@ class Gaussian(Likelihood):
         """1 / noise_std^2, a number or one per measurement."""
         return self.noise_std.reciprocal().square()
 
-    def forward(self, x: Tensor, sigma: Sigma = None) -> Tensor:
-        """L(x) in nats; sigma is ignored. (*batch, C, H, W) -> (*batch,)."""
-        return 0.5 * squared_norm(self.residual(x) / self.noise_std, self.operator.output_dims)
+    def _white(self, r: Tensor) -> Tensor:
+        """A residual in units of the noise."""
+        return r / self.noise_std if self.whitener is None else _mix(self.whitener, r, self.y.dim())
 
-    def residual(self, x: Tensor) -> Tensor:
-        """A x - y: (*batch, C, H, W) -> (*batch, *measurement)."""
-        self.check(x)
-        r: Tensor = self.operator(x) - self.y
-        return r
+    def _weigh(self, r: Tensor) -> Tensor:
+        """W r, W the precision of the noise."""
+        if self.whitener is None:
+            return self.weight * r
+        return _mix(self.whitener.mH, _mix(self.whitener, r, self.y.dim()), self.y.dim())
+
+    def entries(self, z: Tensor, y: Tensor) -> Tensor:
+        """Half the square of each whitened residual."""
+        r = self._white(z - y)
+        return 0.5 * (r.real.square() + r.imag.square() if r.is_complex() else r.square())
+
+    def slopes(self, z: Tensor, y: Tensor) -> Tensor:
+        return self._weigh(self._measured(z - y))
+
+    def curvatures(self, z: Tensor) -> Tensor:
+        return self.weight
+
+    def draw(self, z: Tensor, generator: torch.Generator) -> Tensor:
+        n = standard_normal(z.shape, generator, dtype=z.dtype, device=z.device)
+        if self.whitener is None:
+            return z + self.noise_std * n
+        return z + _mix(_inverse(self.whitener), n, self.y.dim())
+
+    def log_normalisers(self) -> Tensor:
+        if self.whitener is None:
+            return (self.noise_std.double() * math.sqrt(2 * math.pi)).log()
+        return 0.5 * math.log(2 * math.pi) - self.whitener.diagonal().real.double().log().mean()
+
+    def _linked(self, z: Tensor, y: Tensor) -> Tensor:
+        # Differentiable as often as one likes.
+        return self.entries(z, y)
 
     def grad(self, x: Tensor, sigma: Sigma = None) -> Tensor:
         """A^H W (A x - y), in the shape of x."""
+        if not isinstance(self.operator, Operator):
+            return super().grad(x, sigma)
         self.check(x)
         return (self.structure.apply(x.detach()) - self.linear).to(x.dtype)
 
-    def value_and_grad(self, x: Tensor, sigma: Sigma = None) -> tuple[Tensor, Tensor]:
-        """L and its gradient from one application of A and one of its adjoint."""
-        with torch.no_grad():
-            r = self.residual(x.detach())
-            value = 0.5 * squared_norm(r / self.noise_std, self.operator.output_dims)
-            return value, self.operator.adjoint(self.weight * r).to(x.dtype)
-
     @property
     def structure(self) -> Structure:
-        """The precision A^H W A with its structure kept."""
+        """The precision A^H W A with its structure kept.
+
+        Raises: TypeError for a forward model that is not linear, whose precision depends on the image.
+        """
+        if not isinstance(self.operator, Operator):
+            raise TypeError(f"{self.name}: {self.operator.describe()} is not linear; expected gauss_newton(x)")
         if self._structure is None:
-            weight = self.weight
-            # A 0-d tensor would take on the precision of whatever it meets.
-            weight = weight.reshape((1,) * self.operator.output_dims) if weight.dim() == 0 else weight
-            self._structure = self.operator.gram(weight, self._event_shape)
+            self._structure = self._precision(self.operator, self.y)
         return self._structure
+
+    def _precision(self, tangent: Operator, z: Tensor) -> Structure:
+        if self.whitener is None:
+            return super()._precision(tangent, z)
+        whitener, dims, event = self.whitener, self.y.dim(), self._event_shape
+        # The correlations dropped: good enough to precondition with.
+        alone = whitener.abs().square().sum(0).reshape(-1, *(1,) * (dims - 1))
+        near = tangent.gram(as_weight(alone, dims), event)
+
+        def noise(generator: Generators, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+            field = dtype.to_complex() if self.y.is_complex() else dtype.to_real()
+            batch = tuple(shape)[:-EVENT_DIMS]
+            n = standard_normal((*batch, *self.y.shape), generator, dtype=field, device=whitener.device)
+            return tangent.adjoint(_mix(whitener.mH, n, dims)).to(dtype)
+
+        return MatrixFree(lambda x: self._at_images(tangent.adjoint(self._weigh(tangent(x)))), noise, near.circulant())
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
         # The structure holds tensors of the old device and dtype.
@@ -126,43 +185,26 @@ class Gaussian(Likelihood):
         # The structure may hold functions, which do not travel between processes; it is made again.
         return {**self.__dict__, "_structure": None}
 
-    def quadratic(self, sigma: Sigma = None) -> Quadratic:
-        """The exact form: precision A^H W A, linear term A^H W y, constant ||y / noise_std||^2 / 2."""
-        constant = 0.5 * squared_norm(self.y / self.noise_std, self.y.dim())
-        return Quadratic(self.structure, self.linear, constant)
+    def quadratic(self, sigma: Sigma = None) -> Quadratic | None:
+        """The exact form: precision A^H W A, linear term A^H W y, constant <y, W y> / 2; None unless A is linear."""
+        if not isinstance(self.operator, Operator):
+            return None
+        return Quadratic(self.structure, self.linear, 0.5 * squared_norm(self._white(self.y), self.y.dim()))
 
-    def log_normaliser(self) -> Tensor:
-        """Sum of log(noise_std sqrt(2 pi)) over what is measured, twice for complex data; masked entries do not count.
+    def parameters_text(self) -> str:
+        if self.whitener is not None:
+            return f"covariance {shape_text(tuple(self.whitener.shape))}"
+        return f"noise_std {number_text(self.noise_std)}"
 
-        Shapes: returns a number, float64.
-        """
-        std = self.noise_std.double()
-        logs = (std * math.sqrt(2 * math.pi)).log().expand(self.y.shape)
-        sampled = self.operator.sampled
-        total = logs.sum() if sampled is None else torch.where(sampled.expand(self.y.shape), logs, 0.0).sum()
-        return total * (2 if self.y.is_complex() else 1)
 
-    def simulate(self, x: Tensor, generator: torch.Generator) -> Tensor:
-        """Draw measurements of x, with this likelihood's noise: (*batch, C, H, W) -> (*batch, *measurement)."""
-        self.check(x)
-        return self.operator.measure(x, self.noise_std, generator)
+def _inverse(triangular: Tensor) -> Tensor:
+    identity = torch.eye(len(triangular), dtype=triangular.dtype, device=triangular.device)
+    inverse: Tensor = torch.linalg.solve_triangular(triangular, identity, upper=False)
+    return inverse
 
-    @property
-    def event_shape(self) -> tuple[int, ...]:
-        return self._event_shape
 
-    @property
-    def is_complex(self) -> bool:
-        return self._is_complex
-
-    def extra_repr(self) -> str:
-        std = (
-            f"{float(self.noise_std):g}"
-            if self.noise_std.numel() == 1
-            else f"{shape_text(tuple(self.noise_std.shape))}"
-        )
-        dtype = str(self.y.dtype).removeprefix("torch.")
-        return f"y {shape_text(tuple(self.y.shape))} {dtype}, noise_std {std}, images"
-
-    def parts(self) -> list[tuple[str, Any]]:
-        return [("", self.operator)]
+def _mix(matrix: Tensor, t: Tensor, dims: int) -> Tensor:
+    """A matrix times the channels: t (*batch, K, ...) with ``dims`` dimensions from K on."""
+    dtype = torch.promote_types(matrix.dtype, t.dtype)
+    channels = t.reshape(*t.shape[: t.dim() - dims + 1], -1).to(dtype)
+    return (matrix.to(dtype) @ channels).reshape(t.shape)

@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, overload
 
 import torch
 from torch import Tensor
@@ -77,8 +77,12 @@ class Operator(ForwardModel):
         y = clean + noise_std * standard_normal(clean.shape, generator, dtype=clean.dtype, device=clean.device)
         return y if self.sampled is None else y * self.sampled
 
-    def __matmul__(self, other: object) -> "Operator":
-        return Composition(self, other) if isinstance(other, Operator) else NotImplemented
+    @overload
+    def __matmul__(self, other: "Operator") -> "Operator": ...
+    @overload
+    def __matmul__(self, other: ForwardModel) -> ForwardModel: ...
+    def __matmul__(self, other: ForwardModel) -> ForwardModel:
+        return Composition(self, other) if isinstance(other, Operator) else super().__matmul__(other)
 
     def __add__(self, other: object) -> "Operator":
         return OperatorSum(self, other) if isinstance(other, Operator) else NotImplemented

@@ -32,15 +32,21 @@ def birdcage_maps(coils: int, shape: Shape, *, radius: float = 1.5) -> Tensor:
     return (stacked / stacked.abs().square().sum(dim=0, keepdim=True).sqrt()).to(torch.complex64)
 
 
-def cartesian_mask(shape: Shape, acceleration: float, *, centre_fraction: float = 0.08, seed: int = 0) -> Tensor:
+def cartesian_mask(
+    shape: Shape, acceleration: float, *, centre_fraction: float = 0.08, decay: float = 0.0, seed: int = 0
+) -> Tensor:
     """Random 1-D undersampling: a fully sampled centre and random lines outside of it.
 
     Phase encoding runs along the last dimension, as the columns of k-space; one column in ``acceleration`` is taken.
+    Outside of the centre lines are drawn uniformly, or with probabilities that fall as ``(1 - |k| / k_max)^decay``.
 
     Shapes: shape (H, W) -> (H, W) of zeros and ones, float32, k-space centred.
-    Raises: ValueError if acceleration < 1 or the centre alone exceeds the lines there are.
+    Raises: ValueError if acceleration < 1, decay < 0, or the centre alone exceeds the lines there are.
     """
     rate = real_number("cartesian_mask", "acceleration", acceleration)
+    power = real_number("cartesian_mask", "decay", decay)
+    if power < 0:
+        raise ValueError(f"cartesian_mask: decay must not be negative, got {power:g}")
     if rate < 1:
         raise ValueError(f"cartesian_mask: acceleration must be at least 1, got {rate:g}")
     height, width = shape
@@ -52,6 +58,11 @@ def cartesian_mask(shape: Shape, acceleration: float, *, centre_fraction: float 
     taken = torch.zeros(width)
     taken[start : start + centre] = 1
     outside = torch.nonzero(taken == 0).flatten()
-    order = torch.randperm(len(outside), generator=torch.Generator().manual_seed(seed))
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(len(outside), generator=generator)
+    if power > 0:
+        # Drawing without replacement, by the first of exponential races (Efraimidis and Spirakis 2006).
+        weight = (1 - (outside.double() - width // 2).abs() / (width // 2 + 1)) ** power
+        order = (torch.empty_like(weight).exponential_(generator=generator) / weight).argsort()
     taken[outside[order[: lines - centre]]] = 1
     return taken.expand(height, width).clone()

@@ -20,7 +20,7 @@ class Quadratic:
     ``structure`` is Λ as a Diagonal, Fourier or MatrixFree operator; ``linear`` is b, whose dtype says whether images
     are real or complex; ``constant`` is c.
 
-    Shapes: images (*batch, C, H, W); linear broadcasts against (C, H, W).
+    Shapes: images (*batch, C, H, W); linear broadcasts against them.
     """
 
     structure: Structure
@@ -29,7 +29,7 @@ class Quadratic:
 
     def value(self, x: Tensor) -> Tensor:
         """U(x), shape (*batch,)."""
-        return 0.5 * inner(x, self.structure.apply(x)) - inner(self.linear.expand(x.shape[-3:]), x) + self.constant
+        return 0.5 * inner(x, self.structure.apply(x)) - inner(self.linear, x) + self.constant
 
     def grad(self, x: Tensor) -> Tensor:
         """Λ x - b, shape of x."""

@@ -18,6 +18,7 @@ from potentia._tensor import filter_plane
 
 Shift = float | Tensor
 Noise = Callable[[Generators, Sequence[int], torch.dtype], Tensor]
+NearInverse = Callable[[Shift], Callable[[Tensor], Tensor] | None]
 
 
 class Structure(ABC):
@@ -187,7 +188,9 @@ class MatrixFree(Structure):
     standard normal n. Then ``(Λ + shift I)^-1 (A^H n1 / eta + sqrt(shift) n2)`` has covariance (Λ + shift I)^-1,
     exactly but for the tolerance of the solver (Papandreou and Yuille 2010).
 
-    ``tolerance`` is CG's relative residual (None: 1e-5 in single, 1e-10 in double precision).
+    ``tolerance`` is CG's relative residual (None: 1e-5 in single, 1e-10 in double precision). CG is preconditioned by
+    ``near_inverse(shift)``, a map close to (Λ + shift I)^-1 and Hermitian positive definite like it, or, where there is
+    none or it knows none for that shift, by the inverse of ``approximation``.
     """
 
     action: Callable[[Tensor], Tensor]
@@ -195,20 +198,27 @@ class MatrixFree(Structure):
     approximation: Fourier | None = None
     tolerance: float | None = field(default=None, kw_only=True)
     max_iterations: int = field(default=1000, kw_only=True)
+    near_inverse: NearInverse | None = field(default=None, kw_only=True)
 
     def apply(self, x: Tensor) -> Tensor:
         return self.action(x)
 
     def solve(self, rhs: Tensor, shift: Shift = 0.0) -> Tensor:
-        approximation = self.approximation
         return conjugate_gradients(
             lambda v: self.action(v) + shift * v,
             rhs,
-            precondition=None if approximation is None else lambda v: approximation.solve(v, shift),
+            precondition=self._precondition(shift),
             tolerance=self.tolerance,
             max_iterations=self.max_iterations,
             where=f"matrix-free solve, shift {shift:.3g}" if isinstance(shift, float) else "matrix-free solve",
         ).solution
+
+    def _precondition(self, shift: Shift) -> Callable[[Tensor], Tensor] | None:
+        near = None if self.near_inverse is None else self.near_inverse(shift)
+        approximation = self.approximation
+        if near is not None or approximation is None:
+            return near
+        return lambda v: approximation.solve(v, shift)
 
     def white(self, generator: Generators, shape: Sequence[int], *, dtype: torch.dtype) -> tuple[Tensor, ...]:
         u = self.noise(generator, shape, dtype=dtype)
@@ -233,11 +243,33 @@ class MatrixFree(Structure):
             action=lambda v: w * self.action(v),
             sample_noise=lambda g, s, d: w**0.5 * self.sample_noise(g, s, d),
             approximation=None if self.approximation is None else self.approximation * w,
+            near_inverse=_scaled_inverse(self.near_inverse, w),
         )
 
     def to(self, dtype: torch.dtype) -> "MatrixFree":
         approximation = self.approximation
         return replace(self, approximation=None if approximation is None else approximation.to(dtype))
+
+
+def _scaled_inverse(near_inverse: NearInverse | None, w: float) -> NearInverse | None:
+    """(w Λ + shift)^-1 = (Λ + shift / w)^-1 / w."""
+    if near_inverse is None or w == 0:
+        return None
+
+    def inverse(shift: Shift) -> Callable[[Tensor], Tensor] | None:
+        near = near_inverse(shift / w)
+        return None if near is None else lambda v: near(v) / w
+
+    return inverse
+
+
+def _inverse_of_sum(a: Structure, b: Structure) -> NearInverse | None:
+    """What is known of (a + b)^-1 where one of the two is a multiple of the identity: it moves the other's shift."""
+    one, other = (b, a) if isinstance(a, Diagonal) else (a, b)
+    if not isinstance(one, MatrixFree) or not isinstance(other, Diagonal) or other.precision.numel() > 1:
+        return None
+    near_inverse, more = one.near_inverse, float(other.precision)
+    return None if near_inverse is None else lambda shift: near_inverse(shift + more)
 
 
 def _add(a: Structure, b: Structure) -> Structure:
@@ -255,4 +287,5 @@ def _add(a: Structure, b: Structure) -> Structure:
         approximation=None if near[0] is None or near[1] is None else Fourier(near[0].spectrum + near[1].spectrum),
         tolerance=min(tolerances, default=None),
         max_iterations=max((s.max_iterations for s in limits), default=1000),
+        near_inverse=_inverse_of_sum(a, b),
     )

@@ -56,7 +56,7 @@ def test_multi_scale_energies_keep_theirs(example: Example[Energy]) -> None:
     check_multiscale(example.subject, images(example, 3), SIGMA)
 
 
-@pytest.mark.parametrize("example", [e for e in ENERGIES if has_form(e)] + LIKELIHOODS, ids=str)
+@pytest.mark.parametrize("example", [e for e in [*ENERGIES, *LIKELIHOODS] if has_form(e)], ids=str)
 def test_quadratic_forms_of_potentials(example: Example) -> None:
     check_quadratic(example.subject, example.shape, SIGMA, num_draws=1000)
 
@@ -153,6 +153,9 @@ def test_any_operator_of_any_shape(example: Example[Operator], generator: torch.
 
 
 @settings(max_examples=10)
-@given(strategies.likelihoods(strategies.shapes(max_side=5, channels=(1, 2))))
-def test_any_likelihood_of_any_shape(example: Example[Likelihood]) -> None:
-    check_quadratic(example.subject, example.shape, num_draws=500)
+@given(strategies.likelihoods(strategies.shapes(max_side=5, channels=(1, 2))), strategies.generators())
+def test_any_likelihood_of_any_shape(example: Example[Likelihood], generator: torch.Generator) -> None:
+    if has_form(example):
+        check_quadratic(example.subject, example.shape, num_draws=500)
+    else:
+        check_energy(example.subject, example.images(generator, 3))

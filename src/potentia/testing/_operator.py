@@ -13,7 +13,7 @@ from potentia.testing._probe import generator_of, identical, in_precision, norms
 from potentia.testing._report import require, require_close, subject
 
 if TYPE_CHECKING:
-    from potentia.likelihoods import Operator
+    from potentia.likelihoods import ForwardModel, Operator
 
 
 def check_operator(
@@ -42,7 +42,7 @@ def check_operator(
         _Check(in_precision(operator, kind), tuple(shape), kind, generator, within).run()
 
 
-def takes(operator: "Operator", dtype: torch.dtype) -> bool:
+def takes(operator: "ForwardModel", dtype: torch.dtype) -> bool:
     """Whether images of this field are what the operator is for: it says so of the measurements that they have."""
     try:
         return operator.complex_input(operator.complex_output(dtype.is_complex)) == dtype.is_complex

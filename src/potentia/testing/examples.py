@@ -19,10 +19,14 @@ from potentia._potential import Energy, Likelihood, Potential, Sigma
 from potentia._random import standard_normal
 from potentia._tensor import sum_event
 from potentia._validate import Shape
-from potentia.likelihoods import Operator
+from potentia.likelihoods import ForwardModel, Operator
+from potentia.testing import _examples_mri as mri
+from potentia.testing import _examples_operators as more
+from potentia.testing._examples_noise import GAUSSIAN, NOISE
 from potentia.testing._operator import takes
 
 T = TypeVar("T", bound=Module)
+F = TypeVar("F", bound=ForwardModel)
 
 
 @dataclass(frozen=True)
@@ -205,11 +209,13 @@ OPERATORS: dict[type, dict[str, Maker[Operator]]] = {
         "all": lambda s: likelihoods.Fourier(),
         "masked": lambda s: likelihoods.Fourier(s.mask(*s.plane)),
         "real images": lambda s: likelihoods.Fourier(s.mask(*s.plane), real=True),
+        **mri.MORE_FOURIER,
     },
     likelihoods.Sense: {
         "all": lambda s: likelihoods.Sense(_maps(s)),
         "masked": lambda s: likelihoods.Sense(_maps(s), s.mask(*s.plane)),
         "real images": lambda s: likelihoods.Sense(_maps(s), s.mask(*s.plane), real=True),
+        **mri.MORE_SENSE,
     },
     likelihoods.Matrix: {
         "real": lambda s: _matrix(s, is_complex=False),
@@ -220,6 +226,8 @@ OPERATORS: dict[type, dict[str, Maker[Operator]]] = {
         "added": lambda s: likelihoods.Identity() + likelihoods.Convolution(_kernel(s), s.plane),
         "scaled": lambda s: 2.5 * likelihoods.Fourier(s.mask(*s.plane)),
     },
+    **more.OPERATORS,
+    **mri.OPERATORS,
 }
 
 
@@ -242,10 +250,14 @@ LIKELIHOODS: dict[type, dict[str, Maker[Likelihood]]] = {
         "fourier, real images": lambda s: _gaussian(s, likelihoods.Fourier(s.mask(*s.plane), real=True)),
         "sense": lambda s: _gaussian(s, likelihoods.Sense(_maps(s), s.mask(*s.plane)), is_complex=True),
         "sense, real images": lambda s: _gaussian(s, likelihoods.Sense(_maps(s), s.mask(*s.plane), real=True)),
+        **GAUSSIAN,
     },
+    **NOISE,
 }
 
-EXAMPLES: dict[type, Mapping[str, Maker[Module]]] = {**ENERGIES, **OPERATORS, **LIKELIHOODS}
+FORWARD_MODELS: dict[type, dict[str, Maker[ForwardModel]]] = more.FORWARD_MODELS
+
+EXAMPLES: dict[type, Mapping[str, Maker[Module]]] = {**ENERGIES, **OPERATORS, **FORWARD_MODELS, **LIKELIHOODS}
 
 
 def example_energies(
@@ -275,22 +287,36 @@ def example_operators(
 ) -> list[Example[Operator]]:
     """An example of every public operator, and one per field where it takes real and complex images.
 
-    Shapes: shape (C, H, W); some take one channel nevertheless. ``dtype`` is the precision.
+    Shapes: shape (C, H, W); some take another number of channels nevertheless. ``dtype`` is the precision.
     """
+    return _examples_of(OPERATORS.items(), seed, shape, dtype)
+
+
+def example_forward_models(
+    seed: int = 0, shape: Shape = (1, 6, 5), dtype: torch.dtype = torch.float64
+) -> list[Example[ForwardModel]]:
+    """An example of every public forward model that is not linear, one per field where it takes two.
+
+    Shapes: shape (C, H, W); some take another number of channels nevertheless. ``dtype`` is the precision.
+    """
+    return _examples_of(FORWARD_MODELS.items(), seed, shape, dtype)
+
+
+def _examples_of(
+    table: Iterable[tuple[type, Mapping[str, Maker[F]]]], seed: int, shape: Shape, dtype: torch.dtype
+) -> list[Example[F]]:
     found = []
-    for name, operator in _made(OPERATORS.items(), seed, shape, dtype):
-        fields = [f for f in (False, True) if takes(operator, dtype.to_complex() if f else dtype.to_real())]
-        found += _by_field(name, operator, _image_shape(operator, shape), dtype, fields)
+    for name, model in _made(table, seed, shape, dtype):
+        fields = [f for f in (False, True) if takes(model, dtype.to_complex() if f else dtype.to_real())]
+        found += _by_field(name, model, _image_shape(model, shape), dtype, fields)
     return found
 
 
 def missing_examples() -> list[str]:
-    """Public energies, operators and likelihoods that have no example."""
+    """Public energies, operators, forward models and likelihoods that have no example."""
     public = [getattr(layer, name) for layer in (energies, likelihoods) for name in layer.__all__]
-    kinds = [
-        c for c in public if inspect.isclass(c) and issubclass(c, Potential | Operator) and not inspect.isabstract(c)
-    ]
-    return [f"{c.__module__}.{c.__name__}" for c in kinds if c not in EXAMPLES]
+    kinds = [c for c in public if inspect.isclass(c) and issubclass(c, Potential | ForwardModel) and c not in EXAMPLES]
+    return [f"{c.__module__}.{c.__name__}" for c in kinds if not inspect.isabstract(c)]
 
 
 def _made(
@@ -320,13 +346,15 @@ def _fields(potential: Potential) -> list[bool]:
     return [False, True] if potential.is_complex is None else [potential.is_complex]
 
 
-def _image_shape(operator: Operator, shape: Shape) -> Shape:
-    """The shape of images for an operator: of one channel, if it takes no more."""
-    try:
-        operator.output_shape(shape)
-    except ValueError:
-        return (1, *shape[-2:])
-    return shape
+def _image_shape(model: ForwardModel, shape: Shape) -> Shape:
+    """The shape of images for a forward model: of the first number of channels that it takes, if not of this one."""
+    for channels in (shape[0], 1, 3):
+        try:
+            model.output_shape((channels, *shape[-2:]))
+        except ValueError:
+            continue
+        return (channels, *shape[-2:])
+    raise ValueError(f"{model.describe()} takes images of none of 1, 3 and {shape[0]} channels")
 
 
 def _installed(package: str) -> bool:
