@@ -17,14 +17,17 @@ from potentia.inference._diffpir import DiffPIR
 from potentia.inference._dps import DPS
 from potentia.inference._evidence import Evidence, EvidenceWarning, log_evidence
 from potentia.inference._geweke import GewekeResult, geweke_test
+from potentia.inference._gibbs import Gibbs
 from potentia.inference._hmc import HMC
 from potentia.inference._langevin import Langevin
 from potentia.inference._mala import MALA
 from potentia.inference._map import MapEstimate, map_estimate
 from potentia.inference._mmps import MMPS
 from potentia.inference._mmse import MmseEstimate, mmse
+from potentia.inference._parameters import NoiseStd, Parameter, Unknown, Weight
 from potentia.inference._pixels import pixel_diagnostics
 from potentia.inference._precondition import Preconditioner
+from potentia.inference._predictive import PredictiveCheck, posterior_predictive_check
 from potentia.inference._protocol import Info, Sampler, State
 from potentia.inference._pyro import Homogeneous, Normaliser, PotentialFunction, PyroModel, potential_fn, pyro_model
 from potentia.inference._rank_histogram import RankHistogram, rank_histogram
@@ -57,15 +60,19 @@ __all__ = [
     "EvidenceWarning",
     "FailedItemsWarning",
     "GewekeResult",
+    "Gibbs",
     "Homogeneous",
     "Info",
     "Langevin",
     "MapEstimate",
     "MmseEstimate",
+    "NoiseStd",
     "Normaliser",
     "ParallelTempering",
+    "Parameter",
     "PotentialFunction",
     "Preconditioner",
+    "PredictiveCheck",
     "PyroMALA",
     "PyroModel",
     "RankHistogram",
@@ -78,6 +85,8 @@ __all__ = [
     "Summary",
     "TARPResult",
     "TwistedSMC",
+    "Unknown",
+    "Weight",
     "ess",
     "geweke_test",
     "log_evidence",
@@ -86,6 +95,7 @@ __all__ = [
     "mmse",
     "nested_rhat",
     "pixel_diagnostics",
+    "posterior_predictive_check",
     "potential_fn",
     "pyro_model",
     "rank_histogram",

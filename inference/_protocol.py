@@ -47,8 +47,9 @@ class Info(NamedTuple):
     ``accepted`` its outcome, ``log_ratio`` the logarithm before it was cut at zero; all None for a sampler that accepts
     everything.
     ``diverging`` marks chains whose proposal was not finite, or so unlikely that the step size must be too large there.
+    ``parameters`` are the unknowns that are sampled beside the image, by name.
 
-    Shapes: acceptance, accepted, log_ratio, diverging (chains,).
+    Shapes: acceptance, accepted, log_ratio, diverging and each of the parameters (chains,).
     """
 
     sigma: float | None
@@ -59,6 +60,7 @@ class Info(NamedTuple):
     log_ratio: Tensor | None = None
     diverging: Tensor | None = None
     n_vjp: int = 0
+    parameters: Memory = NOTHING
 
 
 class Sampler(ABC):
@@ -103,7 +105,11 @@ class Sampler(ABC):
 
     @abstractmethod
     def step(self, posterior: Potential, state: State) -> tuple[State, Info]:
-        """One step of all chains; the state handed in is left alone, but for its generators."""
+        """One step of all chains.
+
+        The state handed in is left alone, but for its generators, and so is what was returned before: whoever writes
+        the draws may still be reading them.
+        """
 
     def freeze(self, memory: Memory) -> Memory:
         """Memory after the warm-up: whatever was adapted stays as it is from then on."""

@@ -183,16 +183,15 @@ class _Run:
         self.done = 0  # draws so far, those of the warm-up included
         self.n_grad = 0
         self.state: State | None = None
+        self.parameters: tuple[str, ...] = ()  # known once there is a draw
 
     @property
     def total(self) -> int:
         return self.warmup + self.draws
 
     def resume(self, store: str | os.PathLike[str]) -> None:
-        """Go on from a store; rank 0 clears away what was half-written before the others look."""
-        self.ranks.first(lambda: self._take_up(store))
-        if self.ranks.index > 0:
-            self._take_up(store)
+        """Go on from a store; rank 0 clears away what was half-written, and nobody writes while others still look."""
+        self.ranks.in_turn(lambda: self._take_up(store))
 
     def _take_up(self, store: str | os.PathLike[str]) -> None:
         self.writer, saved = self._open(store)
@@ -276,6 +275,7 @@ class _Run:
                 self.writer.check()
             advance("")
         self.state = state
+        self.parameters = tuple(info.parameters)
         bad = ~torch.isfinite(state.x).flatten(1).all(dim=1)
         if bool(bad.any()):
             chain = self.chains[int(bad.nonzero()[0])]
@@ -291,6 +291,7 @@ class _Run:
             "diverging": diverging.cpu(),
             "sigma": math.nan if info.sigma is None else info.sigma,
             "n_grad": self.n_grad,
+            **info.parameters,
         }
 
     def _log_density(self, state: State, info: Info) -> Tensor | float:
@@ -304,13 +305,17 @@ class _Run:
             return -value.double().cpu()
 
     def _begin(self, store: str | os.PathLike[str] | None, overwrite: bool) -> EnsembleWriter:
-        """A writer to a new store, which rank 0 makes."""
+        """A writer to a new store, which rank 0 makes; nobody writes while others still look."""
         made: list[EnsembleWriter] = []
-        self.ranks.first(lambda: made.append(self._create(store, overwrite)))
-        if made:
-            return made[0]
-        assert store is not None
-        return self._open(store)[0]
+
+        def take_up() -> None:
+            if self.ranks.index == 0:
+                made.append(self._create(store, overwrite))
+            elif store is not None:
+                made.append(self._open(store)[0])
+
+        self.ranks.in_turn(take_up)
+        return made[0]
 
     @property
     def _pinned(self) -> bool:
@@ -341,6 +346,7 @@ class _Run:
             overwrite=overwrite,
             state_bytes=0 if store is None else checkpoint.capacity(self._started, self.generators),
             num_ranks=self.ranks.count,
+            parameters=self.parameters,
             durability=self.durability,
             pinned=self._pinned,
         )

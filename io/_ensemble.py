@@ -105,6 +105,21 @@ class Ensemble:
         """The images, (chain, draw, channel, y, x), read when looked at."""
         return self.tree["posterior"].to_dataset()["image"]
 
+    @property
+    def parameters(self) -> tuple[str, ...]:
+        """Names of the numbers that were sampled beside the image, as by ``Gibbs``."""
+        return self._layout.parameters
+
+    def parameter(self, name: str) -> "xr.DataArray":
+        """Draws of a parameter that was sampled beside the image, (chain, draw).
+
+        Raises: KeyError for a name that is none.
+        """
+        if name not in self.parameters:
+            known = ", ".join(self.parameters) or "none"
+            raise KeyError(f"{self._location}: has no parameter {name!r}, its parameters are: {known}")
+        return self.tree["posterior"].to_dataset()[name]
+
     def dask(self, chunks: Mapping[str, int] | None = None) -> "xr.DataTree":
         """The tree with its arrays in Dask chunks, for computations of one's own on ensembles larger than memory.
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from potentia.io._errors import StoreError
 from potentia.io._location import Location
-from potentia.io._schema import STATS, Layout, find_array, find_group
+from potentia.io._schema import Layout, find_array, find_group
 
 if TYPE_CHECKING:
     import zarr
@@ -52,7 +52,7 @@ def check_whole(root: "zarr.Group", layout: Layout, location: Location, committe
     """
     for path in (*_COORDINATES, "writer/state"):
         check_chunks(location, find_array(root, path, location))
-    for path in ("posterior/image", *(f"sample_stats/{name}" for name in STATS)):
+    for path in ("posterior/image", *(layout.path_of(name) for name in layout.stats)):
         array = find_array(root, path, location)
         if array.shape[:2] != (layout.num_chains, layout.num_draws):
             want = (layout.num_chains, layout.num_draws)

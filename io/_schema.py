@@ -38,6 +38,7 @@ class Layout:
 
     ``event_shape`` is the image as the sampler sees it, (C, H, W); complex channels are stored as two real ones.
     ``num_ranks`` processes write the store side by side, each its own chains; no chunk spans those of two.
+    ``parameters`` are numbers sampled beside the image, by name.
     """
 
     num_chains: int
@@ -47,6 +48,7 @@ class Layout:
     dtype: np.dtype[Any]
     block: int  # draws in a chunk
     num_ranks: int = 1
+    parameters: tuple[str, ...] = ()
 
     @classmethod
     def checked(
@@ -58,6 +60,7 @@ class Layout:
         dtype: Any,
         block: int | None = None,
         num_ranks: int = 1,
+        parameters: Sequence[str] = (),
     ) -> "Layout":
         """Check the numbers of a caller; ``block`` None makes chunks of about 16 MiB.
 
@@ -82,7 +85,18 @@ class Layout:
         stored = np.dtype(name).newbyteorder("<")
         if block is None:
             block = _block(num_draws, math.prod(shape) * stored.itemsize * (2 if is_complex else 1))
-        return cls(num_chains, num_draws, (shape[0], shape[1], shape[2]), is_complex, stored, block, num_ranks)
+        _check_parameters(parameters)
+        event = (shape[0], shape[1], shape[2])
+        return cls(num_chains, num_draws, event, is_complex, stored, block, num_ranks, tuple(parameters))
+
+    @property
+    def stats(self) -> dict[str, str]:
+        """The dtype of each number that a draw has beside its image, by name."""
+        return {**STATS, **dict.fromkeys(self.parameters, "<f8")}
+
+    def path_of(self, stat: str) -> str:
+        """Where a number of each draw is stored: parameters beside the image, as ArviZ expects them."""
+        return f"posterior/{stat}" if stat in self.parameters else f"sample_stats/{stat}"
 
     def chains_of(self, rank: int) -> range:
         """The chains that a rank writes."""
@@ -101,6 +115,12 @@ class Layout:
         if not self.is_complex:
             return [str(c) for c in range(channels)]
         return ["re", "im"] if channels == 1 else [part + str(c) for c in range(channels) for part in ("re", "im")]
+
+
+def _check_parameters(names: Sequence[str]) -> None:
+    for name in names:
+        if not isinstance(name, str) or not name.isidentifier() or name in ("image", *IMAGE_DIMS, *STATS):
+            raise ValueError(f"EnsembleWriter: {name!r} cannot name a parameter, expected an identifier of its own")
 
 
 def rank_chains(num_chains: int, num_ranks: int, rank: int) -> range:
@@ -146,6 +166,7 @@ def own_attributes(layout: Layout) -> dict[str, Any]:
         "complex": layout.is_complex,
         "event_shape": list(layout.event_shape),
         "num_ranks": layout.num_ranks,
+        "parameters": list(layout.parameters),
     }
 
 
@@ -209,9 +230,10 @@ def build(root: "zarr.Group", layout: Layout, state_bytes: int) -> None:
     # NaN, so that a draw that was never written cannot pass for an image
     add_array(posterior, "image", (chains, draws, *event), (1, k, *event), layout.dtype, IMAGE_DIMS, math.nan)
     stats = root.create_group("sample_stats")
-    for name, dtype in STATS.items():
+    for name, dtype in layout.stats.items():
+        group = posterior if name in layout.parameters else stats
         # a chunk for each chain would cost more than the images do
-        add_array(stats, name, (chains, draws), (share, k), dtype, ("chain", "draw"), stat_fill(dtype))
+        add_array(group, name, (chains, draws), (share, k), dtype, ("chain", "draw"), stat_fill(dtype))
     summary = root.create_group("posterior_summary")
     for name in ("mean", "m2"):
         add_array(summary, name, (chains, *event), (1, *event), "<f8", ("chain", "channel", "y", "x"), math.nan)
@@ -307,6 +329,7 @@ def read_layout(root: "zarr.Group", where: object) -> tuple[Layout, dict[str, An
             image.dtype,
             image.chunks[1],
             potentia["num_ranks"],
+            potentia.get("parameters", []),  # stores of before there were any do not say
         )
     except (KeyError, IndexError, TypeError, ValueError) as err:
         raise StoreError(f"{where}: the store's metadata are damaged: {err}") from err

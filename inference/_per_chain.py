@@ -1,0 +1,115 @@
+"""A term that is another one for each chain, such as a likelihood whose noise level every chain has its own idea of."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from potentia._potential import Potential, Sigma
+from potentia._quadratic import Diagonal, Fourier, MatrixFree, Quadratic, Structure
+from potentia._random import Generators
+from potentia._tensor import EVENT_DIMS
+from potentia._validate import shape_text
+
+
+class PerChain(Potential):
+    """U(x)[c] = U_c(x[c]): entry c of the batch meets the c-th potential, a multi-scale one at its finest scale.
+
+    Shapes: x (chains, C, H, W) -> (chains,).
+    Raises: ValueError for no potentials, or for x of another number of chains.
+    """
+
+    def __init__(self, potentials: Sequence[Potential]) -> None:
+        super().__init__()
+        if not potentials:
+            raise ValueError("PerChain: got no potentials, expected one a chain")
+        self.each = nn.ModuleList(potentials)
+        self.name = potentials[0].name
+        self._form: Quadratic | None = None
+
+    def _split(self, x: Tensor) -> list[tuple[Potential, Tensor]]:
+        if x.dim() != EVENT_DIMS + 1 or len(x) != len(self.each):
+            raise ValueError(
+                f"{self.name}: x has shape {shape_text(tuple(x.shape))}, expected ({len(self.each)}, C, H, W), an "
+                "image a chain"
+            )
+        return [(u, x[c : c + 1]) for c, u in enumerate(self.each)]  # type: ignore[misc]
+
+    def forward(self, x: Tensor, sigma: Sigma = None) -> Tensor:
+        return torch.cat([u(one) for u, one in self._split(x)])
+
+    def value_and_grad(self, x: Tensor, sigma: Sigma = None) -> tuple[Tensor, Tensor]:
+        values, grads = zip(*(u.value_and_grad(one) for u, one in self._split(x)), strict=True)
+        return torch.cat(values), torch.cat(grads)
+
+    def grad(self, x: Tensor, sigma: Sigma = None) -> Tensor:
+        return torch.cat([u.grad(one) for u, one in self._split(x)])
+
+    def quadratic(self, sigma: Sigma = None) -> Quadratic | None:
+        """The forms side by side; None unless every chain's potential has one."""
+        if self._form is None:
+            forms = [u.quadratic() for u in self.each]  # type: ignore[operator]
+            if any(form is None for form in forms):
+                return None
+            shape = self.event_shape
+            linear = torch.stack([f.linear if shape is None else f.linear.expand(shape) for f in forms])
+            constant = torch.stack([torch.as_tensor(f.constant, dtype=torch.float64) for f in forms])
+            self._form = Quadratic(side_by_side([f.structure for f in forms]), linear, constant)
+        return self._form
+
+    @property
+    def event_shape(self) -> tuple[int, ...] | None:
+        return self._first.event_shape
+
+    @property
+    def is_complex(self) -> bool | None:
+        return self._first.is_complex
+
+    @property
+    def has_value(self) -> bool:
+        return self._first.has_value
+
+    @property
+    def _first(self) -> Potential:
+        return self.each[0]  # type: ignore[return-value]
+
+    def describe(self) -> str:
+        return f"{len(self.each)} chains, each with its own {self._first.describe()}"
+
+
+def side_by_side(structures: Sequence[Structure]) -> Structure:
+    """The block-diagonal structure of a batch of chains, diagonal or Fourier where all of them are.
+
+    Shapes: images (chains, C, H, W).
+    """
+    if all(isinstance(s, Diagonal) for s in structures):
+        return Diagonal(_stacked([s.precision for s in structures]))  # type: ignore[attr-defined]
+    if all(isinstance(s, Fourier) for s in structures):
+        return Fourier(_stacked([s.spectrum for s in structures]))  # type: ignore[attr-defined]
+
+    def sample_noise(generator: Generators, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        one = (1, *tuple(shape)[1:])
+        each = [generator] * len(structures) if isinstance(generator, torch.Generator) else list(generator)
+        return torch.cat(
+            [s.noise(g if isinstance(generator, torch.Generator) else [g], one, dtype=dtype)
+             for s, g in zip(structures, each, strict=True)]
+        )  # fmt: skip
+
+    near = [s.circulant() for s in structures]
+    known = [n.spectrum for n in near if n is not None]
+    limits = [s for s in structures if isinstance(s, MatrixFree)]
+    return MatrixFree(
+        _each([s.apply for s in structures]),
+        sample_noise,
+        Fourier(_stacked(known)) if len(known) == len(near) else None,
+        tolerance=min((s.tolerance for s in limits if s.tolerance is not None), default=None),
+        max_iterations=max(s.max_iterations for s in limits) if limits else 1000,
+    )
+
+
+def _each(actions: Sequence[Callable[[Tensor], Tensor]]) -> Callable[[Tensor], Tensor]:
+    return lambda x: torch.cat([act(x[c : c + 1]) for c, act in enumerate(actions)])
+
+
+def _stacked(tensors: Sequence[Tensor]) -> Tensor:
+    return torch.stack([t.reshape((1,) * (EVENT_DIMS - t.dim()) + tuple(t.shape)) for t in tensors])
