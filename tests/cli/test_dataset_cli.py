@@ -26,7 +26,8 @@ from potentia._cli._dataset import (
     list_items,
     run_dataset,
 )
-from potentia._cli._sample import SampleOptions, run_sample
+from potentia._cli._options import SampleOptions
+from potentia._cli._sample import run_sample
 from potentia.inference._dataset import item_seed
 from potentia.io._collection import open_collection
 

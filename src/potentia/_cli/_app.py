@@ -76,13 +76,30 @@ def sample(
         str,
         typer.Option(
             help="Image (png, jpeg, tiff, npy, npz, nii) or k-space (complex npy, npz); NAME.npz:KEY picks an array. "
+            "With --task mri a scan: fastMRI or ISMRMRD (h5), BART (cfl), npy, npz. "
             "A folder is a data set: an ensemble a file, or a slice of a volume."
         ),
     ],
-    noise_std: Annotated[
-        float, typer.Option(help="Noise std in the data's unit; images from png, jpeg, tiff are scaled to [-1, 1].")
-    ],
     store: Annotated[str, typer.Option(help="Where to write the ensemble: a folder (zarr).")],
+    noise_std: Annotated[
+        float | None,
+        typer.Option(
+            help="Noise std in the data's unit; images from png, jpeg, tiff are scaled to [-1, 1]. With --task mri by "
+            "default from the noise scan, or from the border of k-space."
+        ),
+    ] = None,
+    task: Annotated[
+        str | None,
+        typer.Option(
+            help="mri: prepare a scan first: whiten its noise, find coil maps by ESPIRiT, scale it. Without one the data "
+            "are taken as they are."
+        ),
+    ] = None,
+    acceleration: Annotated[
+        float | None,
+        typer.Option(help="With --task mri: keep one line in so many of a fully sampled scan, to compare with all."),
+    ] = None,
+    coils: Annotated[int | None, typer.Option(help="With --task mri: virtual coils to compress to.")] = None,
     mask: Annotated[
         str | None, typer.Option(help="Which pixels, or which k-space points, were measured (npy, npz, image).")
     ] = None,
@@ -128,7 +145,8 @@ def sample(
     dtype: Annotated[str | None, typer.Option(help="float32 or float64.")] = None,
     truth: Annotated[str | None, typer.Option(help="The true image, to check intervals against.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Also write a picture.")] = None,
-    index: Annotated[int | None, typer.Option(help="Slice to take of a NIfTI volume.")] = None,
+    page: Annotated[Path | None, typer.Option("--report", help="Also write the page of potentia report.")] = None,
+    index: Annotated[int | None, typer.Option(help="Slice to take of a NIfTI volume or of a scan.")] = None,
     slice_axis: Annotated[int, typer.Option(help="Axis along which --index counts.")] = 2,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing store.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted store.")] = False,
@@ -151,35 +169,40 @@ def sample(
 
     Under torchrun, as in torchrun --nproc-per-node=2 -m potentia sample ..., processes share the chains out.
     """
-    from potentia._cli._sample import SampleOptions, run_sample
+    from potentia._cli._options import SampleOptions
+    from potentia._cli._sample import run_sample
 
     options = SampleOptions(
-        data,
-        noise_std,
-        store,
-        mask,
-        coil_maps,
-        blur,
-        prior,
-        tuple(prior_data or ()),
-        sampler,
-        budget,
-        sigma_max,
-        sigma_min,
-        levels,
-        steps,
-        chains,
-        draws,
-        seed,
-        device,
-        dtype,
-        truth,
-        plot,
-        index,
-        slice_axis,
-        overwrite,
-        resume,
-        durability,
+        data=data,
+        noise_std=noise_std,
+        store=store,
+        task=task,
+        acceleration=acceleration,
+        coils=coils,
+        mask=mask,
+        coil_maps=coil_maps,
+        blur=blur,
+        prior=prior,
+        prior_data=tuple(prior_data or ()),
+        sampler=sampler,
+        budget=budget,
+        sigma_max=sigma_max,
+        sigma_min=sigma_min,
+        levels=levels,
+        steps=steps,
+        chains=chains,
+        draws=draws,
+        seed=seed,
+        device=device,
+        dtype=dtype,
+        truth=truth,
+        plot=plot,
+        page=page,
+        index=index,
+        slice_axis=slice_axis,
+        overwrite=overwrite,
+        resume=resume,
+        durability=durability,
     )
     from potentia._cli._dataset import DatasetOptions, is_dataset, run_dataset
 

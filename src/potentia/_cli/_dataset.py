@@ -9,8 +9,9 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
+from potentia._cli._options import SampleOptions
 from potentia._cli._report import print_rows
-from potentia._cli._sample import SampleOptions, build_reconstruction
+from potentia._cli._sample import build_reconstruction
 from potentia._validate import count
 from potentia.inference._dataset import FailedItemsWarning, Reconstruction, sample_dataset
 from potentia.io._collection import Collection
@@ -19,7 +20,20 @@ from potentia.io._readers import ARRAYS, PICTURES, VOLUMES
 EXIT_SOME_FAILED = 1
 _KINDS = (*PICTURES, *ARRAYS, *VOLUMES)
 # Where things lie and how they are written is no part of what is computed; sample_dataset keeps the numbers itself.
-_NOT_KEPT = ("data", "store", "overwrite", "resume", "plot", "device", "index", "durability", "chains", "draws", "seed")
+_NOT_KEPT = (
+    "data",
+    "store",
+    "overwrite",
+    "resume",
+    "plot",
+    "page",
+    "device",
+    "index",
+    "durability",
+    "chains",
+    "draws",
+    "seed",
+)
 
 
 @dataclass(frozen=True)
@@ -122,10 +136,10 @@ def list_items(options: SampleOptions, dataset: DatasetOptions) -> dict[str, Dat
 
     Raises: FileNotFoundError; ValueError if there is no item, or for options that do not go with data sets.
     """
-    for name in ("plot", "index"):
+    for name in ("plot", "page", "index"):
         if getattr(options, name) is not None:
             instead = ": use --slices" if name == "index" else ": expected one image"
-            raise ValueError(f"--{name}: does not go with a data set{instead}")
+            raise ValueError(f"--{'report' if name == 'page' else name}: does not go with a data set{instead}")
     if options.slice_axis not in (0, 1, 2):
         raise ValueError(f"--slice-axis: is {options.slice_axis}, expected 0, 1 or 2")
     if dataset.workers is not None:

@@ -1,14 +1,15 @@
 """``potentia sample``: a user's own image or k-space file."""
 
 import sys
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from potentia import annealers, energies, inference, likelihoods
+from potentia._cli._mri import Prepared, prepare_scan
+from potentia._cli._options import SampleOptions
 from potentia._cli._processes import process_group
 from potentia._cli._report import print_rows
 from potentia._potential import Energy, Potential
@@ -18,38 +19,6 @@ from potentia.io import Ensemble, check_target, read_array, read_image
 IMAGES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".nii", ".nii.gz")
 SIGMA_MAX = 10.0
 SIGMA_MIN = 0.02
-
-
-@dataclass(frozen=True)
-class SampleOptions:
-    """Options of ``potentia sample``."""
-
-    data: str
-    noise_std: float
-    store: str
-    mask: str | None = None
-    coil_maps: str | None = None
-    blur: float | None = None
-    prior: str = "gaussian-field"
-    prior_data: tuple[str, ...] = ()
-    sampler: str | None = None
-    budget: int = 100
-    sigma_max: float | None = None
-    sigma_min: float | None = None
-    levels: int | None = None
-    steps: int | None = None
-    chains: int = 16
-    draws: int = 1
-    seed: int = 0
-    device: str | None = None
-    dtype: str | None = None
-    truth: str | None = None
-    plot: Path | None = None
-    index: int | None = None
-    slice_axis: int = 2
-    overwrite: bool = False
-    resume: bool = False
-    durability: str = "process"
 
 
 def run_sample(options: SampleOptions) -> Ensemble:
@@ -66,9 +35,9 @@ def run_sample(options: SampleOptions) -> Ensemble:
 def _run_sample(options: SampleOptions, *, speaks: bool) -> Ensemble:
     if not options.resume:
         check_target(options.store, overwrite=options.overwrite)
-    built = build_reconstruction(options)
+    built, told = _described(options)
     if speaks:
-        print_rows(repr(built.posterior), [])
+        print_rows(repr(built.posterior), told)
     try:
         ensemble = inference.sample(
             built.posterior,
@@ -100,6 +69,10 @@ def _report(options: SampleOptions, ensemble: Ensemble, truth: Tensor | None) ->
     if options.plot is not None:
         ensemble.plot(options.plot)
         rows.append(("picture", str(options.plot)))
+    if options.page is not None:
+        from potentia.report import write_report
+
+        rows.append(("report", str(write_report(options.store, options.page, overwrite=options.overwrite))))
     print_rows("", rows)
 
 
@@ -108,21 +81,46 @@ def build_reconstruction(options: SampleOptions) -> inference.Reconstruction:
 
     Raises: ValueError, FileNotFoundError.
     """
-    likelihood = build_likelihood(options)
+    return _described(options)[0]
+
+
+def _described(options: SampleOptions) -> tuple[inference.Reconstruction, list[tuple[str, str]]]:
+    """The reconstruction, and what was done to the data, for people."""
+    prepared = build_likelihood(options)
+    likelihood, constant = prepared.likelihood, prepared.constants
     posterior = build_prior(options, likelihood) + likelihood
-    constant = {} if options.truth is None else {"truth": _load(options.truth, options)}
-    return inference.Reconstruction(posterior, build_sampler(options, posterior), constant_data=constant)
+    if options.truth is not None:
+        constant = {**constant, "truth": _load(options.truth, options)}
+    built = inference.Reconstruction(posterior, build_sampler(options, posterior), constant_data=constant)
+    return built, prepared.told
 
 
-def build_likelihood(options: SampleOptions) -> likelihoods.Gaussian:
-    """The likelihood that the files and options describe.
+def build_likelihood(options: SampleOptions) -> Prepared:
+    """The likelihood that the files and options describe, and what is to be kept with it.
 
-    Raises: ValueError for k-space of several coils without maps, and for files that do not fit.
+    Raises: ValueError for k-space of several coils without maps, for files that do not fit, and for options that go
+        with another task.
     """
+    if options.task == "mri":
+        for name in ("blur", "mask"):
+            if getattr(options, name) is not None:
+                raise ValueError(f"--{name}: does not go with --task mri, which takes what was measured from the scan")
+        return prepare_scan(options)
+    if options.task is not None:
+        raise ValueError(f"--task: {options.task!r} is unknown, expected mri, or none to take the data as they are")
+    for name in ("acceleration", "coils"):
+        if getattr(options, name) is not None:
+            raise ValueError(f"--{name}: goes with --task mri")
+    if options.noise_std is None:
+        raise ValueError("--noise-std: is missing, expected the std of the noise in the data's unit")
+    return Prepared(_plain_likelihood(options, options.noise_std))
+
+
+def _plain_likelihood(options: SampleOptions, noise_std: float) -> likelihoods.Gaussian:
     y = _load(options.data, options)
     mask = None if options.mask is None else _mask(options.mask, options)
     if y.is_complex() and options.blur is None:
-        return likelihoods.Gaussian(y, _mri_operator(options, y, mask), options.noise_std)
+        return likelihoods.Gaussian(y, _mri_operator(options, y, mask), noise_std)
     if options.coil_maps is not None:
         raise ValueError(f"{options.data}: real data does not go with --coil-maps, expected complex k-space")
     operator: likelihoods.Operator = likelihoods.Identity()
@@ -130,7 +128,7 @@ def build_likelihood(options: SampleOptions) -> likelihoods.Gaussian:
         operator = likelihoods.GaussianBlur(options.blur, tuple(y.shape[-2:]))
     if mask is not None:
         operator = likelihoods.Mask(mask) if options.blur is None else likelihoods.Mask(mask) @ operator
-    return likelihoods.Gaussian(y, operator, options.noise_std)
+    return likelihoods.Gaussian(y, operator, noise_std)
 
 
 def _mri_operator(options: SampleOptions, y: Tensor, mask: Tensor | None) -> likelihoods.Operator:
@@ -218,7 +216,7 @@ def _field(options: SampleOptions, likelihood: likelihoods.Gaussian) -> energies
             batch = batch.to(torch.complex64)
         return energies.GaussianField.fit(batch, size=(shape[1], shape[2]))
     # The spread of what is measured stands in for the spread of images.
-    back = likelihood.operator.adjoint(likelihood.y)
+    back = likelihood.operator.vjp(torch.zeros(shape, dtype=likelihood.linear.dtype), likelihood.y)
     std = float((back.abs().square().mean() / (2 if likelihood.is_complex else 1)).sqrt())
     mean = torch.zeros(shape[0], 1, 1, dtype=likelihood.linear.dtype)
     return energies.GaussianField.power_law(shape, std=max(std, 1e-6), mean=mean)
