@@ -111,16 +111,17 @@ def speed(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     return told
 
 
-def work(kind: str, images: Tensor, seconds: float) -> None:
-    """A draw's work: asleep, or busy on one core; new pixels either way."""
+def work(kind: str, images: Tensor, seconds: float) -> Tensor:
+    """A draw's work: asleep, or busy on one core; a new tensor either way, as samplers give."""
     end = time.perf_counter() + seconds
-    images.add_(0.001)
+    images = images + 0.001
     if kind == "asleep":
         time.sleep(max(0.0, end - time.perf_counter()))
-        return
+        return images
     small = torch.ones(64, 64)
     while time.perf_counter() < end:
         small = torch.tanh(small)
+    return images
 
 
 def loop(kind: str, path: Path | None, chains: int, draws: int, queue_blocks: int) -> tuple[float, float]:
@@ -129,7 +130,7 @@ def loop(kind: str, path: Path | None, chains: int, draws: int, queue_blocks: in
     writer = None if path is None else writer_for(path, chains, draws, queue_blocks=queue_blocks)
     begun = time.perf_counter()
     for _ in range(draws):
-        work(kind, images, 0.01)
+        images = work(kind, images, 0.01)
         if writer is not None:
             writer.append(images, STATS)
             if writer.ready_to_commit:
@@ -174,15 +175,19 @@ store.loop("asleep", Path(sys.argv[2] + "-first"), chains, 1, 1)        # what i
 def kilobytes(what):
     return int(next(l for l in open("/proc/self/status") if l.startswith(what)).split()[1])
 
-open("/proc/self/clear_refs", "w").write("5")                           # the peak begins anew
-before = kilobytes("VmRSS")
-store.loop("busy", Path(sys.argv[2]), chains, draws, blocks)
-print((kilobytes("VmHWM") - before) * 1024)
+def peak(path):
+    open("/proc/self/clear_refs", "w").write("5")                       # the peak begins anew
+    before = kilobytes("VmRSS")
+    store.loop("busy", path, chains, draws, blocks)
+    return kilobytes("VmHWM") - before
+
+alone = peak(None)
+print((peak(Path(sys.argv[2])) - alone) * 1024)
 """
 
 
 def memory(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """Peak memory above a process that has drawn one image a chain, in blocks."""
+    """Peak memory above that of the loop alone, in blocks."""
     image = options.chains * int(np.prod(SHAPE)) * 4
     told: dict[str, Any] = {}
     for blocks in (1, 3):
@@ -194,8 +199,7 @@ def memory(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         writer = writer_for(folder / "block", options.chains, options.draws)
         block = image * writer.block
         remove(folder / "block")
-        # the loop's own images
-        told[f"{blocks} blocks"] = {"blocks above": (int(out.stdout) - image) / block, "allowed": blocks + 1}
+        told[f"{blocks} blocks"] = {"blocks above": int(out.stdout) / block, "allowed": blocks + 1}
     return told
 
 

@@ -2,7 +2,6 @@
 
 import importlib.resources
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialize
 from torch import Tensor, nn
 
+from potentia._files import written_whole
 from potentia._potential import Energy
 from potentia._validate import shape_text
 from potentia.energies._denoiser import Denoiser, ScoreModel
@@ -84,16 +84,11 @@ def save(energy: Energy, path: str | Path, info: Mapping[str, Any] | None = None
         text = json.dumps({**header, "card": dict(info or {})}, allow_nan=False, sort_keys=True)
     except (TypeError, ValueError, RecursionError) as err:
         raise ValueError(f"save: info of {path} is no JSON: {err}") from err
-    part = path.with_name(path.name + ".part")
     path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        tensors = {k: v.detach().contiguous().cpu() for k, v in energy.state_dict().items()}
+    tensors = {k: v.detach().contiguous().cpu() for k, v in energy.state_dict().items()}
+    with written_whole(path) as part:
         # Written by Python, which leaves the file readable to whom the user's umask says.
         part.write_bytes(serialize(tensors, metadata={KEY: text}))
-        os.replace(part, path)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
     return path
 
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import hashlib
-import logging
 import os
 import pickle
 import time
@@ -12,13 +11,15 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
 
 from potentia._potential import Potential
 from potentia._validate import count
+from potentia.inference._cluster import connected, ended
+from potentia.inference._heard import heard_warnings
 from potentia.inference._prepare import fingerprint, parse_dtype
 from potentia.inference._progress import progress_bar
 from potentia.inference._protocol import Sampler
@@ -45,9 +46,7 @@ if TYPE_CHECKING:
 
 _SAVE_EVERY = 2.0  # seconds between writes of the index, which grows with the number of items
 _JUDGED_PIXELS = 256
-_CONNECT = "10s"
-# A terminal's Ctrl-C reaches the workers too, which would end in a traceback each; they end with their cluster.
-_DEAF = "import signal\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+_MOST_WARNINGS = 20  # of items, each repeated with the names of those that gave it
 
 
 class FailedItemsWarning(UserWarning):
@@ -140,12 +139,14 @@ def sample_dataset(
         TypeError: For arguments of the wrong kind, or a ``build`` that cannot be pickled.
         ValueError: For arguments out of range, before anything is written.
         StoreError: For a collection that exists, cannot be written, or was begun with other options.
-        OSError: If no scheduler answers at the address.
+        OSError: If no scheduler answers at the address, or the workers are gone and none comes back for a minute: what
+            was done stays, and is resumed from.
         ImportError: Without Dask's ``distributed``.
 
     Warns:
         FailedItemsWarning: If items failed.
         DiagnosticWarning: If the diagnostics of items give cause, as ``sample`` does.
+        UserWarning: What else an item warned of, after its name.
     """
     _check(items, build, sampler, resume, overwrite, client, workers)
     task = _Task(
@@ -166,13 +167,15 @@ def sample_dataset(
     packed = _packed("build or sampler", task)
     data = [_packed(f"item {name!r}", value) for name, value in items.items()]
     place = Location.of(root)
-    with _connected(client, workers, retries, len(items)) as cluster:
+    with connected(client, workers, retries, len(items)) as cluster:
         wanted = {**task.record(), **(record or {})}
-        writer = CollectionWriter.create(root, list(items), wanted, resume=resume, overwrite=overwrite)
+        writer = CollectionWriter.create(
+            root, list(items), wanted, resume=resume, overwrite=overwrite, durable=durability == "power"
+        )
         with held(place, ".index", "the collection"), progress_bar("items", len(items), shown=progress) as advance:
-            _run(cluster, packed, dict(zip(items, data, strict=True)), writer, retries, advance)
+            warned = _run(cluster, packed, dict(zip(items, data, strict=True)), writer, retries, advance)
     collection = open_collection(root)
-    _warn(collection, list(items))
+    _warn(collection, list(items), warned)
     return collection
 
 
@@ -210,6 +213,19 @@ class _Task:
         }
 
 
+class _Warned(NamedTuple):
+    """A warning: whether it is one of diagnostics, and what it says."""
+
+    diagnostic: bool
+    message: str
+
+    @classmethod
+    def of(cls, warning: Warning) -> Self:
+        own = type(warning) in (UserWarning, DiagnosticWarning)
+        text = " ".join(str(warning).split())
+        return cls(isinstance(warning, DiagnosticWarning), text if own else f"{type(warning).__name__}: {text}")
+
+
 @dataclass(frozen=True)
 class _Outcome:
     """What a worker says of an item; text alone, since a user's exceptions may not survive the journey."""
@@ -218,6 +234,7 @@ class _Outcome:
     told: Mapping[str, Any] | None = None
     message: str = ""
     traceback: str = ""
+    warned: tuple[_Warned, ...] = ()
 
 
 def _reconstruct(name: str, data: bytes, packed: bytes) -> _Outcome:
@@ -225,18 +242,27 @@ def _reconstruct(name: str, data: bytes, packed: bytes) -> _Outcome:
 
     Raises: OSError, so that Dask tries again: files and networks recover, what is wrong with the data does not.
     """
-    try:
-        task: _Task = pickle.loads(packed)
-        root = Location.of(task.root)
-        with _torch_threads(task.threads), held(root, name, f"item {name}"), without_diagnostics():
-            remove_unfinished(root, name)
-            ensemble = _sampled(name, pickle.loads(data), task)
-            concerns = [c.message for c in summary(ensemble, max_pixels=_JUDGED_PIXELS).concerns]
-            return _Outcome(name, {**described(ensemble), "concerns": concerns})
-    except Exception as err:
-        if _may_pass(err):
-            raise
-        return _Outcome(name, None, *_told(err))
+    with heard_warnings() as heard:
+        try:
+            told, message, trace = _finished_item(name, data, pickle.loads(packed)), "", ""
+        except Exception as err:
+            if _may_pass(err):
+                raise
+            told, (message, trace) = None, _told(err)
+    warned = tuple(dict.fromkeys(_Warned.of(warning) for warning in heard))
+    if told is not None:
+        told["concerns"] = [w.message for w in warned if w.diagnostic] + told["concerns"]
+    return _Outcome(name, told, message, trace, warned)
+
+
+def _finished_item(name: str, data: bytes, task: _Task) -> dict[str, Any]:
+    """What the index keeps of an item, once it is reconstructed."""
+    root = Location.of(task.root)
+    with _torch_threads(task.threads), held(root, name, f"item {name}"), without_diagnostics():
+        remove_unfinished(root, name)
+        ensemble = _sampled(name, pickle.loads(data), task)
+        concerns = [c.message for c in summary(ensemble, max_pixels=_JUDGED_PIXELS).concerns]
+        return {**described(ensemble), "concerns": concerns}
 
 
 def _sampled(name: str, data: Any, task: _Task) -> "Ensemble":
@@ -373,50 +399,6 @@ def _absolute(root: str | os.PathLike[str]) -> str:
     return str(place.folder or place.url)
 
 
-@contextlib.contextmanager
-def _connected(client: "Client | str | None", workers: int | None, retries: int, num_items: int) -> "Iterator[Client]":
-    try:
-        import dask
-        import distributed
-        from dask.system import CPU_COUNT
-    except ImportError as err:
-        raise ImportError(
-            "sample_dataset: Dask's distributed is missing, expected it to run workers: pip install 'potentia[dask]'"
-        ) from err
-    if isinstance(client, distributed.Client):
-        yield client
-        return
-    if isinstance(client, str):
-        try:
-            own = distributed.Client(client, timeout=_CONNECT, set_as_default=False)
-        except (OSError, ValueError) as err:
-            raise OSError(
-                f"sample_dataset: no scheduler answers at {client}, expected one such as tcp://host:8786"
-            ) from err
-        with own:
-            yield own
-        return
-    if client is not None:
-        raise TypeError(
-            f"sample_dataset: client is a {type(client).__name__}, expected a distributed.Client or an address"
-        )
-    # A worker gets an item when it is free: those that wait at a worker that dies would share the blame.
-    with dask.config.set({"distributed.scheduler.worker-saturation": 1.0}):
-        cluster = distributed.LocalCluster(
-            n_workers=min(workers or CPU_COUNT, num_items),
-            threads_per_worker=1,
-            dashboard_address=None,
-            # Dask counts what it did not allocate as well, and would kill workers for the memory of a sampler's images.
-            memory_limit=0,
-            # There is no dashboard, but Dask serves its health at a port all the same, and warns if that is taken.
-            scheduler_kwargs={"allowed_failures": retries, "dashboard_address": "127.0.0.1:0"},
-            preload=_DEAF,
-            silence_logs=logging.CRITICAL,  # failures are told at the end, each once
-        )
-    with cluster, distributed.Client(cluster, set_as_default=False) as own:
-        yield own
-
-
 def _run(
     client: "Client",
     packed: bytes,
@@ -424,10 +406,8 @@ def _run(
     writer: CollectionWriter,
     retries: int,
     advance: Callable[[str], None],
-) -> None:
-    """Submit all items, and note each as it ends."""
-    import distributed
-
+) -> dict[str, tuple[_Warned, ...]]:
+    """Submit all items, and note each as it ends; the warnings of each."""
     names = list(items)
     run = uuid.uuid4().hex[:12]  # a resumed run must not be answered from the scheduler's memory
     keys = [f"potentia-{run}-{k}" for k in range(len(names))]
@@ -435,14 +415,16 @@ def _run(
     futures = client.map(_reconstruct, names, data, key=keys, packed=packed, pure=False, retries=retries)
     of_future = dict(zip(keys, names, strict=True))
     saved, failures = time.monotonic(), 0
+    warned: dict[str, tuple[_Warned, ...]] = {}
     try:
-        for future in distributed.as_completed(futures, loop=client.loop):
-            outcome = _outcome(of_future[future.key], future)
+        for future, found in ended(client, futures):
+            outcome = _outcome(of_future[str(future.key)], future, found)
             if outcome.told is None:
                 failures += 1
                 writer.fail(outcome.name, outcome.message, outcome.traceback)
             else:
                 writer.finish(outcome.name, outcome.told)
+            warned[outcome.name] = outcome.warned
             future.release()
             advance(f"{failures} failed" if failures else "")
             if time.monotonic() - saved > _SAVE_EVERY:
@@ -454,13 +436,13 @@ def _run(
         raise
     finally:
         writer.save()
+    return warned
 
 
-def _outcome(name: str, future: "Future[Any]") -> _Outcome:
+def _outcome(name: str, future: "Future[Any]", found: object) -> _Outcome:
     import distributed
 
     if future.status == "finished":
-        found = future.result()
         if isinstance(found, _Outcome):
             return found
         return _Outcome(name, None, f"the worker gave a {type(found).__name__}, expected another version of potentia")
@@ -477,10 +459,9 @@ def _outcome(name: str, future: "Future[Any]") -> _Outcome:
     return _Outcome(name, None, f"the scheduler dropped it (it is {future.status}), expected it to run")
 
 
-def _warn(collection: Collection, names: list[str]) -> None:
+def _warn(collection: Collection, names: list[str], warned: Mapping[str, tuple[_Warned, ...]]) -> None:
     states = collection.states
     failed = [states[name] for name in names if states[name].state == "failed"]
-    suspect = [states[name] for name in names if states[name].concerns]
     if failed:
         first = failed[0]
         warnings.warn(
@@ -488,11 +469,24 @@ def _warn(collection: Collection, names: list[str]) -> None:
             FailedItemsWarning,
             stacklevel=3,
         )
+    whose: dict[_Warned, list[str]] = {}
+    for name in names:
+        for warning in warned.get(name, ()):
+            whose.setdefault(warning, []).append(name)
+    for warning, of in list(whose.items())[:_MOST_WARNINGS]:
+        others = f" and {len(of) - 1} more" if len(of) > 1 else ""
+        kind = DiagnosticWarning if warning.diagnostic else UserWarning
+        warnings.warn(f"sample_dataset: {of[0]}{others}: {warning.message}", kind, stacklevel=3)
+    if len(whose) > _MOST_WARNINGS:
+        left = len(whose) - _MOST_WARNINGS
+        warnings.warn(f"sample_dataset: items gave {left} more warnings", stacklevel=3)
+    told = {warning.message for warning in whose}
+    suspect = [(name, [c for c in states[name].concerns if c not in told]) for name in names]
+    suspect = [(name, concerns) for name, concerns in suspect if concerns]
     if suspect:
-        first = suspect[0]
+        name, concerns = suspect[0]
         warnings.warn(
-            f"sample_dataset: {len(suspect)} of {len(names)} items are suspect, such as {first.name}: "
-            f"{first.concerns[0]}",
+            f"sample_dataset: {len(suspect)} of {len(names)} items are suspect, such as {name}: {concerns[0]}",
             DiagnosticWarning,
             stacklevel=3,
         )

@@ -34,6 +34,17 @@ class Ranks:
 
         Raises: StoreError on the other ranks where rank 0 failed; what went wrong on rank 0 itself.
         """
+        self._alone(0, make)
+
+    def in_turn(self, make: Callable[[], None]) -> None:
+        """Let one rank after the other do something; all go on when the last has done it.
+
+        Raises: StoreError on the other ranks where one failed; what went wrong on that one itself.
+        """
+        for rank in range(self.count):
+            self._alone(rank, make)
+
+    def _alone(self, rank: int, make: Callable[[], None]) -> None:
         if self.count == 1:
             make()
             return
@@ -41,12 +52,12 @@ class Ranks:
 
         failed: list[str | None] = [None]
         try:
-            if self.index == 0:
+            if self.index == rank:
                 make()
         except BaseException as err:
             failed = [str(err) or type(err).__name__]
             raise
         finally:
-            distributed.broadcast_object_list(failed, src=0)
+            distributed.broadcast_object_list(failed, src=rank)
         if failed[0] is not None:
-            raise StoreError(f"rank 0: {failed[0]}")
+            raise StoreError(f"rank {rank}: {failed[0]}")

@@ -2,16 +2,15 @@
 
 import contextlib
 import json
-import os
 import re
 import shutil
-import uuid
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal, Self
 
+from potentia._files import sync_folder, written_whole
 from potentia._validate import shape_text
 from potentia.io._ensemble import Ensemble, open_ensemble
 from potentia.io._errors import StoreError, StoreExistsError
@@ -226,13 +225,14 @@ def open_collection(root: StorePath) -> Collection:
 class CollectionWriter:
     """Keeps a collection's index: one process writes it, and the workers write the items' stores.
 
-    The index is replaced as a whole, so that a kill leaves the old one or the new one. What it does not know yet is
-    read off the stores: it is never ahead of them.
+    The index is replaced as a whole, so that a kill leaves the old one or the new one, and if ``durable`` a power
+    failure too. What it does not know yet is read off the stores: it is never ahead of them.
     """
 
-    def __init__(self, root: Location, index: dict[str, Any]) -> None:
+    def __init__(self, root: Location, index: dict[str, Any], *, durable: bool = False) -> None:
         self._root = root
         self._index = index
+        self._durable = durable
 
     @classmethod
     def create(
@@ -243,6 +243,7 @@ class CollectionWriter:
         *,
         resume: bool = False,
         overwrite: bool = False,
+        durable: bool = False,
     ) -> Self:
         """Begin a collection, or go on with one; items that are new are added.
 
@@ -255,12 +256,12 @@ class CollectionWriter:
         place = Location.of(root)
         wanted = json_ready("collection: record", record)
         if resume:
-            return cls._resumed(place, names, wanted)
+            return cls._resumed(place, names, wanted, durable)
         if place.folder is None:
             if _get(place) is not None:
                 raise StoreExistsError(f"{place}: a collection exists there already; resume it or choose another place")
         else:
-            _prepare_folder(place, overwrite=overwrite)
+            _prepare_folder(place, overwrite=overwrite, durable=durable)
         made = {
             "collection_version": COLLECTION_VERSION,
             "created_at": datetime.now(UTC).isoformat(),
@@ -269,19 +270,19 @@ class CollectionWriter:
             "complete": {},
             "failed": {},
         }
-        writer = cls(place, made)
+        writer = cls(place, made, durable=durable)
         writer.save()
         return writer
 
     @classmethod
-    def _resumed(cls, place: Location, names: Sequence[str], wanted: dict[str, Any]) -> Self:
+    def _resumed(cls, place: Location, names: Sequence[str], wanted: dict[str, Any], durable: bool) -> Self:
         index = _read_index(place)
         refuse_other(place, "collection", index["record"], wanted)
         given = set(names)
         index["items"] = [*names, *(name for name in index["items"] if name not in given)]
         for name in given & set(index["failed"]):
             del index["failed"][name]
-        writer = cls(place, index)
+        writer = cls(place, index, durable=durable)
         writer.save()
         return writer
 
@@ -300,7 +301,8 @@ class CollectionWriter:
 
         Raises: StoreError if it cannot be written.
         """
-        _put(self._root, json.dumps({**self._index, "checksum": _checksum(self._index)}, indent=1).encode())
+        raw = json.dumps({**self._index, "checksum": _checksum(self._index)}, indent=1).encode()
+        _put(self._root, raw, self._durable)
 
 
 def check_names(names: Sequence[str]) -> None:
@@ -402,7 +404,7 @@ def _literal(name: str) -> str:
     return glob.escape(name)
 
 
-def _prepare_folder(place: Location, *, overwrite: bool) -> None:
+def _prepare_folder(place: Location, *, overwrite: bool, durable: bool) -> None:
     """Make the folder, or empty it of a former collection."""
     folder = place.folder
     if folder is None:
@@ -424,6 +426,8 @@ def _prepare_folder(place: Location, *, overwrite: bool) -> None:
         if not folder.parent.is_dir():
             raise StoreError(f"{place}: the parent folder {folder.parent} does not exist, expected one to write into")
         folder.mkdir(exist_ok=True)
+        if durable:
+            sync_folder(folder.parent)
     except OSError as err:
         if isinstance(err, StoreError):
             raise
@@ -469,15 +473,12 @@ def _get(root: Location) -> bytes | None:
     return None if found is None else found.to_bytes()
 
 
-def _put(root: Location, raw: bytes) -> None:
+def _put(root: Location, raw: bytes, durable: bool) -> None:
     if root.folder is not None:
-        fresh = root.folder / f".{INDEX}.{uuid.uuid4().hex[:12]}"
         try:
-            fresh.write_bytes(raw)
-            os.replace(fresh, root.folder / INDEX)
+            with written_whole(root.folder / INDEX, durable=durable) as fresh:
+                fresh.write_bytes(raw)
         except OSError as err:
-            with contextlib.suppress(OSError):
-                fresh.unlink()
             raise StoreError(f"{root}: {INDEX} cannot be written: {err}") from err
         return
     from zarr.core.buffer import default_buffer_prototype

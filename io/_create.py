@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from potentia._files import sync_folder, sync_tree
 from potentia.io._checksums import TABLES, chunk_keys, one_line
 from potentia.io._errors import StoreError, StoreExistsError
 from potentia.io._schema import BY_PIXEL
@@ -23,17 +24,17 @@ _GROUPS = ("posterior", "posterior_summary", "sample_stats", "observed_data", "c
 Build = Callable[["zarr.Group"], None]
 
 
-def create_at(location: "Location", build: Build, *, overwrite: bool) -> None:
+def create_at(location: "Location", build: Build, *, overwrite: bool, durable: bool = False) -> None:
     """Make a store with ``build``, whole or not at all.
 
-    On a local disk it grows under a temporary sibling name and is renamed; behind a URL the root's metadata, without
-    which nothing opens, are written last.
+    On a local disk it grows under a temporary sibling name and is renamed, if ``durable`` once all of it is on the
+    disk; behind a URL the root's metadata, without which nothing opens, are written last.
 
     Raises: StoreExistsError if the place is taken; StoreError if it cannot be written.
     """
     refuse_place(location, overwrite=overwrite)
     if location.folder is not None:
-        _create_folder(location, location.folder, build, overwrite=overwrite)
+        _create_folder(location, location.folder, build, overwrite=overwrite, durable=durable)
     elif location.scheme == "memory":
         from potentia.io._memory import OwnMemoryStore, name_store
 
@@ -132,10 +133,10 @@ def _seal(root: "zarr.Group") -> None:
 def _is_written_by_runs(path: str, ndim: int) -> bool:
     """Whether an array's chunks are written while sampling; coordinates are not."""
     group = path.partition("/")[0]
-    if group == "sample_stats":
+    if group in ("sample_stats", "posterior"):
         return ndim > 1
     sums = ("mean", "m2", "count")
-    return path in ("posterior/image", *(f"posterior_summary/{n}" for n in sums)) or group == "writer"
+    return path in [f"posterior_summary/{n}" for n in sums] or group == "writer"
 
 
 @contextlib.contextmanager
@@ -163,12 +164,16 @@ def _staging(place: Path) -> Path:
     return place.parent / f".{place.name}.{uuid.uuid4().hex[:12]}.creating"
 
 
-def _create_folder(location: "Location", folder: Path, build: Build, *, overwrite: bool) -> None:
+def _create_folder(location: "Location", folder: Path, build: Build, *, overwrite: bool, durable: bool) -> None:
     staging = _staging(folder)
     with _store_errors(location):
         try:
             _fill(_local(staging), location, build)
+            if durable:
+                sync_tree(staging)
             _install(staging, folder, overwrite=overwrite)
+            if durable:
+                sync_folder(folder.parent)
         finally:
             shutil.rmtree(staging, ignore_errors=True)
 

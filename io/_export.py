@@ -1,8 +1,6 @@
 """Ensembles in the formats of other tools: ArviZ, netCDF, NIfTI, folders of pictures."""
 
 import json
-import os
-import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
+
+from potentia._files import written_whole
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -126,12 +126,8 @@ def _written(
         raise FileNotFoundError(f"{where}: the folder {target.parent} does not exist, expected one to write into")
     if target.exists() and not overwrite:
         raise FileExistsError(f"{where}: {target} exists already; pass overwrite=True to replace it")
-    staging = target.parent / f".{uuid.uuid4().hex[:12]}{ending}"
-    try:
+    with written_whole(target, replace=overwrite) as staging:
         write(staging)
-        os.replace(staging, target)
-    finally:
-        staging.unlink(missing_ok=True)
     return target
 
 

@@ -1,7 +1,6 @@
 """The files of a local store."""
 
 import asyncio
-import os
 import stat
 from pathlib import Path
 
@@ -9,6 +8,7 @@ from zarr.abc.store import ByteRequest, OffsetByteRequest, RangeByteRequest, Suf
 from zarr.core.buffer import Buffer, BufferPrototype, default_buffer_prototype
 from zarr.storage import LocalStore
 
+from potentia._files import sync_file, sync_folder
 from potentia.io._errors import StoreError
 
 
@@ -27,12 +27,8 @@ def cut(value: Buffer, byte_range: ByteRequest | None) -> Buffer:
 
 def sync_to_disk(path: Path) -> None:
     """Wait until a file, and its name in its folder, are on the disk."""
-    for place in (path, path.parent):
-        handle = os.open(place, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+    sync_file(path)
+    sync_folder(path.parent)
 
 
 class RegularFiles(LocalStore):

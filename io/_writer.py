@@ -1,6 +1,5 @@
 """The streaming writer: draws are staged by the sampler and written by a thread of its own."""
 
-import math
 import queue
 import threading
 import time
@@ -10,14 +9,13 @@ from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 import numpy as np
 from torch import Tensor
 
-from potentia.io._blocks import Block, Commit, Pool
+from potentia.io._blocks import Draw, Taker
 from potentia.io._create import create_at, refuse_place, remove_orphans
 from potentia.io._ensemble import Ensemble
 from potentia.io._errors import StoreError
 from potentia.io._integrity import check_whole, committed_draws
 from potentia.io._location import Location, StorePath
 from potentia.io._schema import (
-    STATS,
     Layout,
     add_data,
     build,
@@ -61,12 +59,12 @@ def check_target(path: StorePath, *, overwrite: bool = False) -> None:
 class EnsembleWriter:
     """Writes draws of all chains, or of one rank's chains, to a zarr store.
 
-    Draws gather in a staging block. ``commit`` hands it to a writer thread and returns: the thread writes one chunk a
-    chain, then the sampler's state, and the count of committed draws last, so that whatever is counted is whole.
-    ``queue_blocks`` blocks there are in all, the one being filled among them: a sampler that is faster than the disk
-    waits for one. 1 writes without a thread, as stores in memory do. Whatever goes wrong in the thread is raised by the
-    next call. The running sums are kept beside; they follow at the last draw and on ``close``, and without them readers
-    sum the draws.
+    ``append`` hands a draw to a writer thread, which gathers a chunk of them. With ``commit`` the thread writes one
+    chunk a chain, then the sampler's state, and the count of committed draws last, so that whatever is counted is
+    whole. Memory for ``queue_blocks`` chunks there is: for the one under way, and for the draws that wait for the
+    thread. A sampler that is faster than the disk waits for room. 1 writes without a thread, as stores in memory do.
+    Whatever goes wrong in the thread is raised by the next call. The running sums are kept beside; they follow at the
+    last draw and on ``close``, and without them readers sum the draws.
 
     ``durability="power"`` waits for the disk before draws are counted, so that they survive a power failure; what is
     counted survives the death of the process either way.
@@ -77,17 +75,17 @@ class EnsembleWriter:
         self._layout = layout
         self._chains = layout.chains_of(rank)
         self._position = sink.num_committed  # draws appended, those in flight among them
-        self._queued = self._position  # draws handed to the thread
-        self._block: Block | None = None
-        self._pool = Pool(layout, len(self._chains), queue_blocks, pinned)
-        self._threaded = queue_blocks > 1 and sink.location.memory is None
-        self._work: queue.Queue[Commit | None] = queue.Queue()
+        self._queued = self._position  # draws whose commit was handed on
+        self._taker = Taker(pinned)
+        self._last: Draw | None = None  # to see whether the sampler leaves it alone
+        self._work: queue.Queue[Draw | bytes | None] = queue.Queue()  # draws, and states that commit them
+        self._room_to_wait = threading.Semaphore((queue_blocks - 1) * layout.block)
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
         self._handed = time.monotonic()
-        left = math.ceil((layout.num_draws - self._position) / layout.block)
-        if self._threaded and left:
-            self._thread = threading.Thread(target=self._run, args=(left,), name="potentia-writer", daemon=True)
+        self._threaded = queue_blocks > 1 and sink.location.memory is None
+        if self._threaded and self._position < layout.num_draws:
+            self._thread = threading.Thread(target=self._run, name="potentia-writer", daemon=True)
             self._thread.start()
 
     @classmethod
@@ -106,6 +104,7 @@ class EnsembleWriter:
         overwrite: bool = False,
         state_bytes: int = 0,
         num_ranks: int = 1,
+        parameters: Sequence[str] = (),
         queue_blocks: int = 3,
         durability: Durability = "process",
         pinned: bool = False,
@@ -114,12 +113,15 @@ class EnsembleWriter:
 
         ``path`` None keeps it in memory. ``attrs`` go to the root attribute ``potentia``. ``state_bytes`` is the room
         for the sampler's state. ``num_ranks`` processes share the chains out: ``ceil(num_chains / num_ranks)`` each.
-        ``pinned`` stages in page-locked memory, for images on CUDA.
+        ``pinned`` stages in page-locked memory, for images on CUDA. ``parameters`` names numbers that every draw has
+        beside its image; ``append`` takes them among the statistics.
 
         Shapes: event_shape (C, H, W), complex channels counted once.
         Raises: ValueError for bad sizes; StoreExistsError, StoreError as ``check_target``.
         """
-        layout = Layout.checked(num_chains, num_draws, event_shape, is_complex, dtype, num_ranks=num_ranks)
+        layout = Layout.checked(
+            num_chains, num_draws, event_shape, is_complex, dtype, num_ranks=num_ranks, parameters=parameters
+        )
         _check_options(queue_blocks, durability)
         potentia = json_ready("EnsembleWriter: attrs", attrs or {})
         location = Location.of(path)
@@ -134,8 +136,9 @@ class EnsembleWriter:
             add_data(root.create_group("observed_data"), observed or {})
             add_data(root.create_group("constant_data"), constant or {})
 
-        create_at(location, fill, overwrite=overwrite)
-        sink = Sink(location, location.open(writable=True, durable=durability == "power"), layout, 0)
+        durable = durability == "power"
+        create_at(location, fill, overwrite=overwrite, durable=durable)
+        sink = Sink(location, location.open(writable=True, durable=durable), layout, 0)
         return cls(sink, layout, 0, queue_blocks=queue_blocks, pinned=pinned)
 
     @classmethod
@@ -180,11 +183,7 @@ class EnsembleWriter:
             remove_orphans(location.folder)
         sink = Sink(location, root, layout, rank)
         sink.recount(committed)
-        writer = cls(sink, layout, rank, queue_blocks=queue_blocks, pinned=pinned)
-        if committed % layout.block:
-            writer._block = writer._pool.take()
-            sink.fill(writer._block, committed)
-        return writer, state
+        return cls(sink, layout, rank, queue_blocks=queue_blocks, pinned=pinned), state
 
     @property
     def block(self) -> int:
@@ -216,11 +215,16 @@ class EnsembleWriter:
         return self._room == 0 or late
 
     def append(self, images: Tensor, stats: Mapping[str, Any]) -> None:
-        """Stage one draw of every chain of this rank.
+        """Take one draw of every chain of this rank.
+
+        Images on the CPU are taken by reference, and copied by the writer thread later: they must not be changed in
+        place any more, neither in torch, which is found out, nor behind its back, as through an array of numpy that
+        shares their memory. A tensor that is part of a larger one is copied at once, and so is one of inference mode.
 
         Shapes: images (chain, C, H, W); each of ``stats`` a number or (chain,).
         Raises: ValueError for another shape or field, an unknown statistic, or more draws than were asked for;
-            StoreError for an earlier block that could not be written.
+            RuntimeError for images of an earlier draw that were changed; StoreError for an earlier block that could not
+            be written.
         """
         self.check()
         layout = self._layout
@@ -234,24 +238,24 @@ class EnsembleWriter:
                 f"EnsembleWriter: images have shape {tuple(images.shape)} and dtype {images.dtype}, expected {want}, "
                 f"{'complex' if layout.is_complex else 'real'}"
             )
-        told = self._stats(stats)
+        draw = self._taker.take(images, self._stats(stats))
         if self._position == self._queued:
             self._handed = time.monotonic()
-        if self._block is None:
-            self._block = self._pool.take()
-            self.check()
-        self._block.stage(self._position % self.block, images, told)
+        self._hand_on(draw)
+        self.check()
+        self._last = draw
         self._position += 1
 
     def _stats(self, stats: Mapping[str, Any]) -> dict[str, "np.ndarray[Any, Any]"]:
         """Statistics of one draw; those that are not given hold what says so, never a draw of an earlier block."""
+        known = self._layout.stats
         for name in stats:
-            if name not in STATS:
-                raise ValueError(f"EnsembleWriter: {name!r} is no sample statistic, expected one of {', '.join(STATS)}")
+            if name not in known:
+                raise ValueError(f"EnsembleWriter: {name!r} is no sample statistic, expected one of {', '.join(known)}")
         told = {}
-        for name, dtype in STATS.items():
+        for name, dtype in known.items():
             value = stats.get(name, stat_fill(dtype))
-            value = np.asarray(value.detach().cpu().numpy() if isinstance(value, Tensor) else value)
+            value = np.array(value.detach().cpu().numpy() if isinstance(value, Tensor) else value)
             if value.shape not in ((), (len(self._chains),)):
                 raise ValueError(
                     f"EnsembleWriter: {name} has shape {value.shape}, expected a number or ({len(self._chains)},)"
@@ -260,53 +264,64 @@ class EnsembleWriter:
         return told
 
     def commit(self, state: bytes = b"") -> None:
-        """Hand the staged draws to the writer thread, with the sampler's state after them.
+        """Have the draws so far written, with the sampler's state after them.
 
-        Raises: ValueError for a state larger than ``state_bytes``; StoreError for a block that could not be written.
+        Raises: ValueError for a state larger than ``state_bytes``; RuntimeError, StoreError as ``check``.
         """
         self.check()
-        if self._position == self._queued or self._block is None:
+        if self._position == self._queued:
             return
         room = self._sink.state_bytes
         if len(state) > room:
             raise ValueError(f"EnsembleWriter: state has {len(state)} bytes, expected at most {room}")
-        done = self._room == 0
-        order = Commit(self._block, self._queued, self._position, state, done)
         self._queued, self._handed = self._position, time.monotonic()
-        if done:
-            self._block = None
+        self._hand_on(state)
         if not self._threaded:
-            self._write(order)
             self.check()
+
+    def _hand_on(self, order: Draw | bytes) -> None:
+        """Give an order to the thread, once there is room for a draw, or carry it out where there is none."""
+        if not self._threaded:
+            self._carry_out(order)
             return
+        if isinstance(order, Draw):
+            # Waits with a limit, so that Ctrl-C is heard on every platform.
+            while not self._room_to_wait.acquire(timeout=0.5):
+                pass
         self._work.put(order)
 
-    def _run(self, blocks: int) -> None:
-        """The writer thread: memory for the blocks to come, then every commit in turn, until None."""
+    def _run(self) -> None:
+        """The writer thread: every order in turn, until None."""
         try:
-            self._pool.prepare(blocks)
+            self._sink.prepare()
         except BaseException as err:  # handed on to whoever calls next
             self._error = err
         while (order := self._work.get()) is not None:
-            self._write(order)
+            self._carry_out(order)
+            if isinstance(order, Draw):
+                self._room_to_wait.release()
             self._work.task_done()
         self._work.task_done()
 
-    def _write(self, order: Commit) -> None:
+    def _carry_out(self, order: Draw | bytes) -> None:
         try:
-            if self._error is None:
+            if self._error is not None:
+                return
+            if isinstance(order, Draw):
+                self._sink.add(order)
+            else:
                 self._sink.write(order)
         except BaseException as err:  # handed on to whoever calls next
             self._error = err
-        finally:
-            if order.done:
-                self._pool.give_back(order.block)
 
     def check(self) -> None:
         """Raise what went wrong in the writer thread.
 
-        Raises: StoreError with the cause, where the disk did not take a block.
+        Raises: StoreError with the cause, where the disk did not take a block; RuntimeError if the images of the last
+            draw were changed.
         """
+        if self._last is not None:
+            self._last.check()
         err = self._error
         if err is None:
             return

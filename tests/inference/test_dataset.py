@@ -7,9 +7,11 @@ import sys
 import threading
 import time
 import types
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import cloudpickle
 import distributed
@@ -23,11 +25,21 @@ from torch import Tensor
 
 import potentia as pt
 from potentia import energies, inference, likelihoods
+from potentia.inference import _cluster as cluster_of
 from potentia.inference import _dataset as dataset
 from potentia.inference._dataset import FailedItemsWarning, Reconstruction, item_seed, sample_dataset
+from potentia.inference._twisted import EFFECTIVE
 from potentia.io import StoreError, StoreExistsError, open_ensemble
 from potentia.io import _schema as schema
-from potentia.io._collection import Collection, CollectionWriter, held, item_path, open_collection, remove_unfinished
+from potentia.io._collection import (
+    Collection,
+    CollectionWriter,
+    held,
+    item_path,
+    open_collection,
+    remove_unfinished,
+    stored_state,
+)
 from potentia.io._location import Location
 
 # Workers cannot import a test file.
@@ -70,7 +82,7 @@ def client() -> Iterator[distributed.Client]:
 @pytest.fixture(scope="module")
 def processes() -> Iterator[distributed.Client]:
     """Two workers, each a process of its own."""
-    with dataset._connected(None, 2, 1, 2) as own:
+    with cluster_of.connected(None, 2, 1, 2) as own:
         yield own
 
 
@@ -276,6 +288,64 @@ def test_the_item_of_a_killed_worker_is_tried_again_given_up_and_resumed(
     assert torch.equal(whole["a"].samples(), plain_reference)
 
 
+def test_workers_that_are_gone_are_not_waited_for(
+    client: distributed.Client, reference: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cluster_of, "_GRACE", 0.5)
+
+    first = str(tmp_path / "root" / f"{NAMES[0]}.zarr")
+
+    def deadly(item: int) -> pt.Potential:
+        while item == 1:
+            if stored_state("first", first).state == "complete":
+                os.kill(os.getpid(), signal.SIGKILL)
+            time.sleep(0.01)
+        return posterior(item)
+
+    async def gone() -> None:
+        """Instead of another worker."""
+
+    with (
+        distributed.LocalCluster(
+            n_workers=1, threads_per_worker=2, dashboard_address=None, scheduler_kwargs=PORT, silence_logs=50
+        ) as mortal,
+        distributed.Client(mortal, set_as_default=False) as own,
+    ):
+        for nanny in mortal.workers.values():
+            nanny.instantiate = gone
+        with pytest.raises(OSError, match=r"the cluster has had no workers for 0\.5 s, expected one or more"):
+            run(tmp_path / "root", own, deadly)
+    left = open_collection(tmp_path / "root")
+    assert left.complete == NAMES[:1]
+    assert left.failed == {}
+    assert_same(run(tmp_path / "root", client, resume=True), reference)
+
+
+def test_workers_that_are_away_for_a_while_are_waited_for(reference: Tensor, tmp_path: Path) -> None:
+    """None is there to begin with, nor for a while in the middle."""
+    with (
+        distributed.LocalCluster(n_workers=0, processes=False, dashboard_address=None, scheduler_kwargs=PORT) as empty,
+        distributed.Client(empty, set_as_default=False) as own,
+        mock.patch.object(cluster_of, "_GRACE", 0.4),
+    ):
+        watch = cluster_of._Watch(own)
+        begun = time.monotonic()
+        while time.monotonic() < begun + 0.8:
+            watch.look()
+        empty.scale(1)
+        own.wait_for_workers(1)
+        watch._asked = -1.0
+        watch.look()
+        empty.scale(0)
+        while own.nthreads():
+            time.sleep(0.01)
+        watch.look()
+        time.sleep(0.1)
+        empty.scale(1)
+        own.wait_for_workers(1)
+        assert_same(run(tmp_path / "root", own), reference)
+
+
 @pytest.mark.parametrize(("error", "calls"), [(ConnectionError, 3), (FileNotFoundError, 1), (ValueError, 1)])
 def test_what_may_pass_is_tried_again_and_what_lasts_is_not(
     error: type[Exception], calls: int, client: distributed.Client, tmp_path: Path
@@ -463,6 +533,63 @@ def test_diagnostics_are_told_once_with_the_items_name(client: distributed.Clien
     assert all(collection.states[name].concerns for name in "xy")
 
 
+class Weighed(inference.Langevin):
+    """Says that its weights were worth a share of the particles."""
+
+    def step(self, posterior: pt.Potential, state: inference.State) -> tuple[inference.State, inference.Info]:
+        new, info = super().step(posterior, state)
+        return new._replace(memory={EFFECTIVE: torch.tensor(0.01)}), info
+
+
+def test_warnings_of_items_come_back(processes: distributed.Client, tmp_path: Path) -> None:
+    def build(kind: str) -> Reconstruction:
+        if kind == "plain":
+            warnings.warn("plain is\nold", FutureWarning, stacklevel=2)
+        for _ in range(3):
+            warnings.warn("the scan is short", stacklevel=2)
+        if kind == "broken":
+            warnings.warn("overflow", RuntimeWarning, stacklevel=2)
+            raise Fails("no image")
+        return Reconstruction(posterior(0), Weighed(0.5) if kind == "weighed" else None)
+
+    items = {"a": "plain", "b": "weighed", "c": "broken", "d": "plain"}
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        collection = run(tmp_path / "root", processes, build, items=items)
+    told = [(w.category, str(w.message)) for w in caught if w.category is not ResourceWarning]
+    weights = "sample: the weights were worth 1.0% of the particles"
+    assert told[0][0] is FailedItemsWarning
+    assert told[3][1].startswith(f"sample_dataset: b: {weights}")
+    assert told[1:] == [
+        (UserWarning, "sample_dataset: a and 1 more: FutureWarning: plain is old"),
+        (UserWarning, "sample_dataset: a and 3 more: the scan is short"),
+        (inference.DiagnosticWarning, told[3][1]),
+        (UserWarning, "sample_dataset: c: RuntimeWarning: overflow"),
+    ]
+    assert all(w.filename == __file__ for w in caught if w.category is not ResourceWarning)
+    (concern,) = open_collection(tmp_path / "root").states["b"].concerns
+    assert concern.startswith(weights)
+    assert collection.states["a"].concerns == ()
+
+
+def test_many_warnings_are_counted(client: distributed.Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dataset, "_MOST_WARNINGS", 2)
+
+    def build(item: int) -> pt.Potential:
+        for k in range(5):
+            warnings.warn(f"number {k}", stacklevel=2)
+        return posterior(item)
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        run(tmp_path / "root", client, build, items={"a": 0})
+    assert [str(w.message).removeprefix("sample_dataset: ") for w in caught if w.category is UserWarning] == [
+        "a: number 0",
+        "a: number 1",
+        "items gave 3 more warnings",
+    ]
+
+
 def test_a_damaged_item_is_told(client: distributed.Client, tmp_path: Path) -> None:
     run(tmp_path / "root", client, items={"a": 0})
     victim = next((tmp_path / "root" / "a.zarr" / "posterior" / "image").glob("c.*"))
@@ -525,7 +652,7 @@ def test_wrong_arguments_are_refused_before_anything_is_written(
 
 
 def test_a_scheduler_that_is_not_there_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dataset, "_CONNECT", "1s")
+    monkeypatch.setattr(cluster_of, "_CONNECT", "1s")
     with pytest.raises(OSError, match=r"no scheduler answers at tcp://127\.0\.0\.1:9"):
         run(tmp_path / "root", "tcp://127.0.0.1:9")
     assert list(tmp_path.iterdir()) == []

@@ -272,6 +272,21 @@ def test_an_index_that_cannot_be_replaced_is_kept(tmp_path: Path, monkeypatch: p
     assert [p.name for p in (tmp_path / "root").iterdir()] == [INDEX]
 
 
+@pytest.mark.skipif(os.name == "nt", reason="folders cannot be synced there")
+def test_a_durable_index_and_its_folder_reach_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[int] = []
+    monkeypatch.setattr(os, "fsync", lambda handle: synced.append(os.fstat(handle).st_ino))
+    root = tmp_path / "root"
+    CollectionWriter.create(root, ["a"], {}).save()
+    assert synced == []
+    CollectionWriter.create(root, ["a"], {}, resume=True, durable=True)
+    assert synced == [(root / INDEX).stat().st_ino, root.stat().st_ino]
+    synced.clear()
+    CollectionWriter.create(tmp_path / "new", ["a"], {}, durable=True)
+    assert synced[0] == tmp_path.stat().st_ino
+    assert synced[1:] == [(tmp_path / "new" / INDEX).stat().st_ino, (tmp_path / "new").stat().st_ino]
+
+
 def test_a_lock_is_for_one_at_a_time(tmp_path: Path) -> None:
     root = Location.of(tmp_path)
     with held(root, "a", "item a"):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -39,9 +40,9 @@ def new_writer(path: Any, images: Tensor, **options: Any) -> EnsembleWriter:
 def feed(writer: EnsembleWriter, images: Tensor, first: int = 0, stop: int | None = None) -> None:
     """Append draws as ``sample`` does; the state is the number of the last draw."""
     for k in range(first, len(images) if stop is None else stop):
-        buffer = images[k].clone()
-        writer.append(buffer, {"lp": torch.full((len(buffer),), float(k)), "n_grad": k, "diverging": k % 2 == 1})
-        buffer.fill_(7.0)  # the writer must have taken a copy
+        lp = np.full(images.shape[1], float(k))
+        writer.append(images[k].clone(), {"lp": lp, "n_grad": k, "diverging": k % 2 == 1})
+        lp.fill(7.0)  # of statistics the writer must have taken a copy
         if writer.ready_to_commit:
             writer.commit(f"after draw {k}".encode())
     writer.flush()
@@ -299,6 +300,43 @@ class TestPlace:
             open_ensemble(url)
 
 
+@pytest.mark.skipif(os.name == "nt", reason="folders cannot be synced there")
+class TestCreationThatLasts:
+    images = draw_images(1, 2, (1, 2, 2), torch.float32)
+
+    @pytest.mark.parametrize("existing", [False, True])
+    def test_a_new_store_is_on_the_disk_before_it_has_its_name(
+        self, tmp_path: Path, existing: bool, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        path = tmp_path / "a.zarr"
+        if existing:
+            feed(new_writer(path, self.images), self.images)
+        events: list[object] = []
+        fsync, rename = os.fsync, Path.rename
+
+        def synced(handle: int) -> None:
+            events.append(os.fstat(handle).st_ino)
+            fsync(handle)
+
+        def renamed(self: Path, target: Path) -> Path:
+            events.append(Path(target).name)
+            return rename(self, target)
+
+        monkeypatch.setattr(os, "fsync", synced)
+        monkeypatch.setattr(Path, "rename", renamed)
+        writer = new_writer(path, self.images, durability="power", overwrite=existing)
+        writer.stop()
+        named = events.index("a.zarr")
+        everything = {p.stat().st_ino for p in [path, *path.rglob("*")]}
+        assert len(everything) > 60
+        assert everything <= set(events[:named])
+        assert events[named + 1 :] == [tmp_path.stat().st_ino]
+
+    def test_whoever_does_not_ask_does_not_wait(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(os, "fsync", mock.Mock(side_effect=AssertionError("nobody asked for this")))
+        feed(new_writer(tmp_path / "a.zarr", self.images), self.images)
+
+
 class TestAppend:
     images = draw_images(2, 4, (2, 3, 4), torch.float32)
 
@@ -331,6 +369,75 @@ class TestAppend:
         feed(writer, self.images, first=2)
         with pytest.raises(ValueError, match="after the last draw"):
             writer.append(self.images[0], {})
+
+    @pytest.mark.parametrize("queue_blocks", [2, 3, 4])
+    def test_a_draw_waits_for_room(self, tmp_path: Path, small_blocks: None, queue_blocks: int) -> None:
+        images = draw_images(2, 20, (2, 3, 4), torch.float32)
+        writer = new_writer(tmp_path / "a.zarr", images, queue_blocks=queue_blocks)
+        gate, write = threading.Event(), Sink.write
+
+        def held_up(self: Sink, state: bytes) -> None:
+            gate.wait()
+            write(self, state)
+
+        with mock.patch.object(Sink, "write", held_up):
+            feeding = threading.Thread(target=feed, args=(writer, images))
+            feeding.start()
+            feeding.join(0.3)
+            # One block is with the thread, and the others wait for it.
+            assert writer.num_appended == 2 * queue_blocks
+            assert feeding.is_alive()
+            gate.set()
+            feeding.join()
+        assert torch.equal(writer.close().samples(), images.transpose(0, 1))
+
+    @pytest.mark.parametrize("queue_blocks", [1, 3])
+    @pytest.mark.parametrize("then", ["append", "commit", "finish"])
+    def test_images_that_are_changed_afterwards_are_refused(self, tmp_path: Path, queue_blocks: int, then: str) -> None:
+        writer = new_writer(tmp_path / "a.zarr", self.images, queue_blocks=queue_blocks)
+        images = self.images[0].clone()
+        writer.append(images, {})
+        images += 1
+        call = {"append": lambda: writer.append(images, {}), "commit": writer.commit, "finish": writer.finish}[then]
+        with pytest.raises(RuntimeError, match="images were changed in place after they were appended"):
+            call()
+        writer.stop()
+
+    def test_images_of_an_earlier_draw_that_are_changed_are_refused(self, tmp_path: Path, small_blocks: None) -> None:
+        """Two tensors in turn: the writer, which is behind, finds what it was to copy changed."""
+        writer = new_writer(tmp_path / "a.zarr", self.images)
+        gate, add = threading.Event(), Sink.add
+
+        def held_up(self: Sink, draw: Any) -> None:
+            gate.wait()
+            add(self, draw)
+
+        first, second = self.images[0].clone(), self.images[1].clone()
+        with mock.patch.object(Sink, "add", held_up):
+            writer.append(first, {})
+            writer.append(second, {})
+            first += 1
+            gate.set()
+            writer.commit()
+            with pytest.raises(RuntimeError, match="images were changed in place"):
+                writer.flush()
+        with pytest.raises(StoreError, match="no draw has been committed"):
+            open_ensemble(tmp_path / "a.zarr")
+        writer.stop()
+
+    def test_what_would_keep_more_alive_or_counts_no_changes_is_copied(self, tmp_path: Path) -> None:
+        writer = new_writer(tmp_path / "a.zarr", self.images)
+        replicas = torch.stack([self.images[0], torch.zeros_like(self.images[0])])
+        with torch.inference_mode():
+            inferred = self.images[1] * 1
+        writer.append(replicas[0], {})
+        writer.append(inferred, {})
+        replicas.zero_()
+        with torch.inference_mode():
+            inferred.zero_()
+        writer.append(self.images[2].clone().requires_grad_(True), {})
+        writer.append(self.images[3].mT.contiguous().mT, {})
+        assert torch.equal(writer.close().samples(), self.images.transpose(0, 1))
 
     def test_a_state_too_large_is_refused_and_the_block_kept(self, small_blocks: None) -> None:
         writer = new_writer(None, self.images)

@@ -1,11 +1,10 @@
 """``write_report``: gather, compose, and put the page into place."""
 
 import os
-import uuid
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from potentia._files import written_whole
 from potentia._validate import count
 
 if TYPE_CHECKING:
@@ -54,7 +53,9 @@ def write_report(
     _refuse(target, overwrite)
     diagnostics = summary(opened, max_pixels=max_pixels)
     collected = collect(opened, diagnostics, limit)
-    _put(page_text(opened, diagnostics, collected, _name(opened)), target, overwrite)
+    text = page_text(opened, diagnostics, collected, _name(opened))
+    with written_whole(target, replace=overwrite) as page:
+        page.write_text(text, encoding="utf-8", newline="\n")
     return target
 
 
@@ -79,20 +80,3 @@ def _refuse(target: Path, overwrite: bool) -> None:
         raise FileNotFoundError(f"{target}: the folder {target.parent} does not exist, expected one to write into")
     if target.exists() and not overwrite:
         raise FileExistsError(f"{target}: a file exists there already, pass overwrite=True (--force) to replace it")
-
-
-def _put(text: str, target: Path, overwrite: bool) -> None:
-    """Write beside the target, then give it its name: whoever opens it finds a whole page or the old file."""
-    staging = target.with_name(f".{target.name}.{uuid.uuid4().hex[:12]}.partial")
-    try:
-        with staging.open("x", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-        if not overwrite:
-            # A link fails where a file has come in the meantime, which a rename would replace.
-            with suppress(OSError):
-                os.link(staging, target)
-                return
-            _refuse(target, overwrite)  # it has come; or this disk knows no links
-        staging.replace(target)
-    finally:
-        staging.unlink(missing_ok=True)

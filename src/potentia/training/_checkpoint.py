@@ -1,6 +1,5 @@
 """Checkpoints of trainings: tensors and plain values, written so that an interruption leaves the last whole one."""
 
-import os
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,15 +7,13 @@ from typing import Any
 
 import torch
 
+from potentia._files import written_whole
+
 
 def write_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
-    """Write beside the file, then rename over it."""
-    part = path.with_suffix(".part")
-    with part.open("wb") as file:
+    """Write beside the file, then rename over it once it is on the disk."""
+    with written_whole(path, durable=True) as file:
         torch.save(dict(state), file)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
 
 
 def read_checkpoint(path: Path, identity: Mapping[str, Any]) -> dict[str, Any]:
