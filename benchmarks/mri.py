@@ -213,7 +213,7 @@ def main() -> None:
     parser.add_argument("--coils", type=int, default=8)
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--noises", type=float, nargs="*", default=[0.01, 0.05])
-    parser.add_argument("--scales", type=float, nargs="*", default=[0.03, 0.1, 0.3, 1.0], help="s, with shift 1 / s^2")
+    parser.add_argument("--scales", type=float, nargs="*", default=[0.1, 0.3, 1.0], help="s, with shift 1 / s^2")
     parser.add_argument("--out", type=Path, help="results: OUT.json and OUT.md")
     options = parser.parse_args()
     torch.set_num_threads(1)

@@ -156,11 +156,10 @@ def report(content: dict[str, Any]) -> str:
         "",
         f"{run}",
         "",
-        f"{settings['images']} held-out slices of MNI152, 96 x 96, complex; 16 measured coils; noise std {NOISE_STD} a "
-        "part in unitary",
-        "k-space, images of magnitude 1 at their 99th percentile. PSNR is that of the complex image. Coverage: share of",
-        f"real numbers whose {LEVEL:.0%} prediction interval holds the truth: of n = {settings['chains']} samples, mean ± "
-        "t std sqrt(1 + 1 / n)",
+        f"{settings['images']} held-out slices of MNI152, 96 x 96, complex; 16 measured coils; noise std {NOISE_STD} a",
+        "part in unitary k-space, images of magnitude 1 at their 99th percentile. PSNR is that of the complex image.",
+        f"Coverage: share of real numbers whose {LEVEL:.0%} prediction interval holds the truth: of n = "
+        f"{settings['chains']} samples, mean ± t std sqrt(1 + 1 / n)",
         "with Student's t of n - 1 degrees of freedom, which is exact for Gaussian marginals; in the head: where the "
         "truth is not zero.",
         "Spread / error: root mean square of the std over that of the error of the mean, with the same factor.",

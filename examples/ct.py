@@ -62,7 +62,7 @@ def sample(problem: Problem, start: Tensor, args: argparse.Namespace) -> pt.Ense
     law = inference.Homogeneous(problem.truth.numel() - 1, 1.0)
     sampler = inference.Gibbs({
         # Edges make the prior stiffer than the rays make the likelihood: a solver for the latter would not pay.
-        "image": inference.HMC(num_leapfrog=args.leapfrog, preconditioner=Preconditioner.identity()),
+        "image": inference.HMC(num_leapfrog=args.leapfrog, steps_per_draw=3, preconditioner=Preconditioner.identity()),
         "weight": inference.Weight("tv", shape=1.0, rate=1e-2, normaliser=law),
     })  # fmt: skip
     return pt.sample(

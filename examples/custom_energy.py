@@ -25,7 +25,7 @@ from torch import Tensor
 import potentia as pt
 from potentia import energies, inference, likelihoods, testing
 
-WEIGHT, SCALE = 1.5, 0.06
+WEIGHT, SCALE = 0.7, 0.05
 
 
 def differences(x: Tensor) -> tuple[Tensor, Tensor]:

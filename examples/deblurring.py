@@ -13,8 +13,9 @@ Total variation, the prior of old, is sampled too, with an unknown weight, for c
 
 import argparse
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -79,8 +80,8 @@ def figure(path: str, truth: Tensor, y: Tensor, draws: dict[str, Tensor]) -> Non
     """Truth, measurements, and for each prior mean, one draw and standard deviation."""
     import matplotlib.pyplot as plt
 
-    def shown(x: Tensor) -> Tensor:
-        return ((x + 1) / 2).clamp(0, 1).permute(1, 2, 0)
+    def shown(x: Tensor) -> "np.ndarray[Any, Any]":
+        return ((x + 1) / 2).clamp(0, 1).permute(1, 2, 0).numpy()
 
     fig, axes = plt.subplots(2, 4, figsize=(11, 5.8), layout="constrained")
     axes[0, 0].imshow(shown(truth))
@@ -90,7 +91,7 @@ def figure(path: str, truth: Tensor, y: Tensor, draws: dict[str, Tensor]) -> Non
     for row, title, (name, x) in zip(axes, titles, draws.items(), strict=True):
         row[1].imshow(shown(x.mean(0)))
         row[2].imshow(shown(x[-1]))
-        std = row[3].imshow(x.std(0).mean(0), cmap="magma", vmin=0, vmax=top)
+        std = row[3].imshow(x.std(0).mean(0).numpy(), cmap="magma", vmin=0, vmax=top)
         fig.colorbar(std, ax=row[3], shrink=0.8)
         title += [f"{name}: mean", "a draw", "std"]
     for ax, title in zip(axes.flat, titles[0] + titles[1], strict=True):

@@ -91,8 +91,8 @@ def sample(
     task: Annotated[
         str | None,
         typer.Option(
-            help="mri: prepare a scan first: whiten its noise, find coil maps by ESPIRiT, scale it. Without one the data "
-            "are taken as they are."
+            help="mri: prepare a scan first: whiten its noise, find coil maps by ESPIRiT, scale it. Without one the "
+            "data are taken as they are."
         ),
     ] = None,
     acceleration: Annotated[

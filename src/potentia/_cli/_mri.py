@@ -114,8 +114,9 @@ def _coil_maps(scan: Scan, options: SampleOptions, told: list[tuple[str, str]]) 
         told.append(("coil maps", f"{len(maps)}, from {options.coil_maps}"))
         return maps
     if scan.coil_maps is not None:
-        told.append(("coil maps", f"{scan.coil_maps.shape[1]}, of the file"))
-        return scan.coil_maps[0]
+        stored: NDArray[np.complex64] = scan.coil_maps[0]
+        told.append(("coil maps", f"{len(stored)}, of the file"))
+        return stored
     if scan.kspace.shape[1] == 1:
         single: NDArray[np.complex64] = np.ones_like(scan.kspace[0])
         return single
