@@ -20,18 +20,24 @@ KEPT = 4  # factors, one a shift
 CHUNK = 1 << 15  # points of k-space whose neighbourhoods are held at a time
 # Squared reach of the neighbourhood, by the number of axes that are transformed.
 REACH = {1: 64, 2: 10, 3: 2}
+CUT_OFF = 2  # the same where maps end within the image, which smears entries over all of k-space: the far ones mislead
 ORIGIN: Offset = (0, 0, 0)
 
 
-def neighbourhood(axes: Sequence[int], reach: int | None = None) -> list[Offset]:
+def reach_for(axes: Sequence[int], support: Tensor) -> int:
+    """The largest squared length of offsets that helps, for maps that fill the image or that end within it."""
+    most = REACH[len(axes)]
+    return most if bool(support.all()) else min(most, CUT_OFF)
+
+
+def neighbourhood(axes: Sequence[int], reach: int) -> list[Offset]:
     """Offsets from a point to those before it, in the order of their indices, the point itself last.
 
-    ``reach`` is the largest squared length, by default one that suits the number of axes.
+    ``reach`` is their largest squared length.
     """
-    most = REACH[len(axes)] if reach is None else reach
-    far = int(most**0.5)
+    far = int(reach**0.5)
     ranges = [range(-far, far + 1) if axis in axes else (0,) for axis in (-3, -2, -1)]
-    ball = [(a, b, c) for a, b, c in itertools.product(*ranges) if a * a + b * b + c * c <= most]
+    ball = [(a, b, c) for a, b, c in itertools.product(*ranges) if a * a + b * b + c * c <= reach]
     return sorted(p for p in ball if p <= ORIGIN)
 
 
@@ -132,7 +138,8 @@ class LineInverse:
         flat = v.reshape(-1, *v.shape[-EVENT_DIMS:])
         lines = flat.to(self.vectors.dtype).movedim(self.axis, -1).permute(1, 2, 3, 0)
         # Lines alone as one column a batch entry: the eigenvectors are read once for all.
-        along: Tensor = self.vectors.mH @ lines.contiguous()
+        # V^H v as conj(V^T conj(v)): a conjugate copy of the eigenvectors would take longer than the product.
+        along: Tensor = (self.vectors.mT @ lines.conj().contiguous().resolve_conj()).conj()
         each = shift.expand(*v.shape[:-EVENT_DIMS], 1, 1, 1).flatten() if isinstance(shift, Tensor) else shift
         along = along / (self.values[..., None] + each).to(along.real.dtype)
         out: Tensor = (self.vectors @ along).permute(3, 0, 1, 2).movedim(-1, self.axis)

@@ -11,7 +11,15 @@ from potentia._quadratic import Fourier as FourierStructure
 from potentia._quadratic import MatrixFree, Structure
 from potentia._validate import Shape, count, same_shape, shape_text, tensor
 from potentia.likelihoods._mri import PLANE, KSpace
-from potentia.likelihoods._near_inverse import ORIGIN, LocalInverse, Offset, differences, neighbourhood, where_hard
+from potentia.likelihoods._near_inverse import (
+    ORIGIN,
+    LocalInverse,
+    Offset,
+    differences,
+    neighbourhood,
+    reach_for,
+    where_hard,
+)
 from potentia.likelihoods._nufft import nufft, nufft_adjoint
 from potentia.likelihoods._operator import Weight
 
@@ -95,9 +103,9 @@ class NonCartesian(KSpace):
         near = toeplitz_entries(kernel, maps, [ORIGIN], separate=separate)[ORIGIN].real.clamp_min(0.0)
 
         def near_inverse() -> LocalInverse:
-            points = neighbourhood(PLANE)
-            entries = toeplitz_entries(kernel, maps, differences(points), separate=separate)
             support = (maps != 0).any(0, keepdim=True).expand(input_shape[0], -1, -1)
+            points = neighbourhood(PLANE, reach_for(PLANE, support))
+            entries = toeplitz_entries(kernel, maps, differences(points), separate=separate)
             return LocalInverse(points, entries, support, PLANE, real=False)
 
         def action(x: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from potentia.likelihoods._near_inverse import (
     differences,
     kspace_entries,
     neighbourhood,
+    reach_for,
     where_hard,
 )
 
@@ -92,9 +93,9 @@ class SenseNormal:
         size = maps.element_size()
         if len(self.axes) == 1 and self.axes[0] != -3 and LineInverse.entries(maps, self.axes[0]) * size <= MOST_BYTES:
             return LineInverse(maps, self.spectrum, self.axes[0], real=self.real)
-        points = neighbourhood(self.axes)
+        support = (maps != 0).any(0)
+        points = neighbourhood(self.axes, reach_for(self.axes, support))
         if (len(differences(points)) + 4 * len(points)) * maps[0].numel() * size > MOST_BYTES:
             points = neighbourhood(self.axes, 0)
         entries = kspace_entries(maps, self.spectrum, self.axes, differences(points))
-        support = (maps != 0).any(0)
         return LocalInverse(points, entries, support, self.axes, real=self.real)

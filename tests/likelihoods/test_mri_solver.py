@@ -214,13 +214,13 @@ def test_lines_take_two_iterations_at_most(truncated: bool, s: float) -> None:
     assert iterations(structure, s**-2, "plain") > 15
 
 
-@pytest.mark.parametrize(("truncated", "factor"), [(False, 3.0), (True, 2.5)])
-def test_points_take_a_third_of_the_iterations_where_there_are_many(truncated: bool, factor: float) -> None:
+@pytest.mark.parametrize("truncated", [False, True])
+def test_points_take_a_third_of_the_iterations_where_there_are_many(truncated: bool) -> None:
     mask = likelihoods.poisson_disk_mask((SIDE, SIDE), 6)
     structure = likelihoods.Sense(birdcage(truncated), mask).gram(torch.full((1, 1, 1), 2500.0), (1, SIDE, SIDE))
     assert isinstance(structure, MatrixFree)
     plain, ours = (iterations(structure, 1.0, how) for how in ("plain", "ours"))
-    assert factor * ours <= plain
+    assert 3 * ours <= plain
     if truncated:  # where maps end, the circulant matrix does harm
         assert iterations(structure, 1.0, "circulant") > plain
 
