@@ -1,7 +1,7 @@
 """A real scan without a truth: eightfold undersampled brain k-space of 8 coils, from file to uncertainty map.
 
     python benchmarks/brain_scan.py --data ../shared/data [--prior brain-t1 --prior tv --prior field]
-        [--chains 4] [--draws 60] [--steps 3] [--hold-out 0.05] [--figure] [--out benchmarks/results/brain-scan]
+        [--chains 4] [--draws 100] [--steps 3] [--hold-out 0.05] [--figure] [--out benchmarks/results/brain-scan]
 
 Noise is made white by the border of k-space, coil maps come from ESPIRiT. Of the samples outside the calibration square
 a share is held out: what the posterior predicts of them, and how often its 90 % interval holds them, tells priors apart
@@ -182,7 +182,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--prior", action="append")
     parser.add_argument("--chains", type=int, default=4)
-    parser.add_argument("--draws", type=int, default=60)
+    parser.add_argument("--draws", type=int, default=100)
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--hold-out", type=float, default=0.05)
     parser.add_argument("--seed", type=int, default=0)
