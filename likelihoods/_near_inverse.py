@@ -107,7 +107,7 @@ class LineInverse:
     """The inverse where one axis alone is transformed, from the eigenvectors of every line along that axis.
 
     Without a second axis to mix the lines, Λ is block diagonal, one block a line. Exact but for rounding, at any shift.
-    The eigenvectors, found once, take as long as some two thousand applications of Λ to one image.
+    The eigenvectors, found once, take as long as some thousand applications of Λ to one image.
 
     Shapes: maps (coils, C, H, W); spectrum (coils or 1, C or 1, H or 1, W or 1), zero frequency first, varying along
         ``axis``, -2 or -1; ``real`` for real images; called with a shift, as ``NearInverse`` in ``_structure``.
