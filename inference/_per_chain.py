@@ -89,11 +89,10 @@ def side_by_side(structures: Sequence[Structure]) -> Structure:
 
     def sample_noise(generator: Generators, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
         one = (1, *tuple(shape)[1:])
-        each = [generator] * len(structures) if isinstance(generator, torch.Generator) else list(generator)
-        return torch.cat(
-            [s.noise(g if isinstance(generator, torch.Generator) else [g], one, dtype=dtype)
-             for s, g in zip(structures, each, strict=True)]
-        )  # fmt: skip
+        each: list[Generators] = [generator] * len(structures)
+        if not isinstance(generator, torch.Generator):
+            each = [[g] for g in generator]
+        return torch.cat([s.noise(g, one, dtype=dtype) for s, g in zip(structures, each, strict=True)])
 
     near = [s.circulant() for s in structures]
     known = [n.spectrum for n in near if n is not None]

@@ -1,4 +1,4 @@
-"""Forward models one after another, of which one at least is not linear."""
+"""Forward models one after another: what all of them share, and the case that is not linear."""
 
 from torch import Tensor
 
@@ -6,8 +6,8 @@ from potentia._validate import Shape
 from potentia.likelihoods._forward_model import ForwardModel
 
 
-class Chain(ForwardModel):
-    """(B A)(x) = B(A(x)), written ``B @ A``; derivatives by the chain rule, from those that the two give."""
+class Composed(ForwardModel):
+    """(B A)(x) = B(A(x)), written ``B @ A``."""
 
     def __init__(self, outer: ForwardModel, inner: ForwardModel) -> None:
         super().__init__()
@@ -18,12 +18,6 @@ class Chain(ForwardModel):
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = self.outer(self.inner(x))
         return y
-
-    def vjp(self, x: Tensor, v: Tensor) -> Tensor:
-        return self.inner.vjp(x, self.outer.vjp(self.inner(x).detach(), v))
-
-    def jvp(self, x: Tensor, t: Tensor) -> Tensor:
-        return self.outer.jvp(self.inner(x).detach(), self.inner.jvp(x, t))
 
     def output_shape(self, input_shape: Shape) -> Shape:
         return self.outer.output_shape(self.inner.output_shape(input_shape))
@@ -43,3 +37,13 @@ class Chain(ForwardModel):
 
     def describe(self) -> str:
         return f"{self.outer.describe()} @ {self.inner.describe()}"
+
+
+class Chain(Composed):
+    """B @ A where one at least is not linear: derivatives by the chain rule, from those that the two give."""
+
+    def vjp(self, x: Tensor, v: Tensor) -> Tensor:
+        return self.inner.vjp(x, self.outer.vjp(self.inner(x).detach(), v))
+
+    def jvp(self, x: Tensor, t: Tensor) -> Tensor:
+        return self.outer.jvp(self.inner(x).detach(), self.inner.jvp(x, t))

@@ -12,6 +12,7 @@ from potentia._quadratic import Diagonal, Fourier, MatrixFree, Structure
 from potentia._random import Generators, standard_normal
 from potentia._tensor import EVENT_DIMS
 from potentia._validate import Shape, real_number, shape_text
+from potentia.likelihoods._chain import Composed
 from potentia.likelihoods._forward_model import ForwardModel
 
 Weight = float | Tensor
@@ -93,37 +94,17 @@ class Operator(ForwardModel):
     __rmul__ = __mul__
 
 
-class Composition(Operator):
-    """(A B) x = A (B x), written ``A @ B``."""
+class Composition(Composed, Operator):
+    """(A B) x = A (B x), written ``A @ B``, both linear."""
+
+    outer: Operator
+    inner: Operator
 
     def __init__(self, outer: Operator, inner: Operator) -> None:
-        super().__init__()
-        self.outer = outer
-        self.inner = inner
-        self.output_dims = outer.output_dims  # type: ignore[misc]
-
-    def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.outer(self.inner(x))
-        return y
+        super().__init__(outer, inner)
 
     def adjoint(self, y: Tensor) -> Tensor:
         return self.inner.adjoint(self.outer.adjoint(y))
-
-    def output_shape(self, input_shape: Shape) -> Shape:
-        return self.outer.output_shape(self.inner.output_shape(input_shape))
-
-    def input_shape(self, output_shape: Shape) -> Shape:
-        return self.inner.input_shape(self.outer.input_shape(output_shape))
-
-    def complex_output(self, complex_input: bool) -> bool:
-        return self.outer.complex_output(self.inner.complex_output(complex_input))
-
-    def complex_input(self, complex_output: bool) -> bool:
-        return self.inner.complex_input(self.outer.complex_input(complex_output))
-
-    @property
-    def sampled(self) -> Tensor | None:
-        return self.outer.sampled
 
     def gram(self, weight: Weight, input_shape: Shape) -> Structure:
         """B^H (A^H W A) B: the structure of the inner operator where A^H W A is diagonal, else matrix-free."""
@@ -135,9 +116,6 @@ class Composition(Operator):
         if isinstance(middle, Fourier) and isinstance(inner, Fourier) and not _maps_to_fourier(self.inner):
             return Fourier(middle.spectrum * inner.spectrum)
         return self._matrix_free(weight, input_shape)
-
-    def describe(self) -> str:
-        return f"{self.outer.describe()} @ {self.inner.describe()}"
 
 
 def _maps_to_fourier(operator: Operator) -> bool:
