@@ -1,5 +1,6 @@
 """Damaged stores: what opens is right, what is not fails with StoreError; and the checksums that see to it."""
 
+import asyncio
 import importlib.util
 import json
 import os
@@ -127,12 +128,14 @@ def a_life(path: Path) -> None:
 def test_a_kill_before_any_write_leaves_committed_draws_whole(tmp_path: Path, small_blocks: None) -> None:
     path, put = tmp_path / "a.zarr", RegularFiles.set
     killed: list[Path] = []  # the store as a kill before each write would leave it
+    in_turn = asyncio.Lock()  # files of one block are written side by side, and would be renamed while they are copied
 
     async def noted(self: RegularFiles, key: str, value: Buffer) -> None:
-        if path.exists():
-            killed.append(tmp_path / "killed" / f"{len(killed)}.zarr")
-            shutil.copytree(path, killed[-1])
-        await put(self, key, value)
+        async with in_turn:
+            if path.exists():
+                killed.append(tmp_path / "killed" / f"{len(killed)}.zarr")
+                shutil.copytree(path, killed[-1])
+            await put(self, key, value)
 
     with mock.patch.object(RegularFiles, "set", noted):
         a_life(path)
