@@ -417,8 +417,8 @@ class TestAppend:
             writer.append(first, {})
             writer.append(second, {})
             first += 1
-            gate.set()
             writer.commit()
+            gate.set()  # only now: commit would tell of what was found before it
             with pytest.raises(RuntimeError, match="images were changed in place"):
                 writer.flush()
         with pytest.raises(StoreError, match="no draw has been committed"):
