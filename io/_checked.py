@@ -165,8 +165,10 @@ class CheckedStore(Store):
             value = await self._fetch(key, prototype, most=self._most(key)) if accepted else None
             if value is not None and chunk_checksum(value.as_numpy_array()) in accepted:
                 return value
-            # A writer may have gone on since the checksums were read.
-            if not self.read_only or attempt == _RELOADS or not await self._reloaded():
+            # A writer may have gone on since the checksums were read, and another reading have read them again already.
+            if not self.read_only or attempt == _RELOADS:
+                break
+            if not await self._reloaded() and self.accepted(key) == accepted:
                 break
         if not accepted:
             return None

@@ -181,6 +181,39 @@ class TestReadersBesideAWriter:
         np.testing.assert_allclose(early.mean(), IMAGES[:, :4].double().mean(dim=(0, 1)), rtol=1e-12)
         assert torch.equal(torch.from_numpy(np.asarray(early.image)), IMAGES[:, :4])
 
+    def test_what_one_reading_has_read_again_serves_the_others(self, tmp_path: Path, small_blocks: None) -> None:
+        writer = begin(tmp_path / "a.zarr")
+        go_on(writer, 0, 4)
+        writer.close()
+        store = Location.of(tmp_path / "a.zarr").open().store
+        writer, _ = EnsembleWriter.resume(tmp_path / "a.zarr", queue_blocks=1)
+        go_on(writer, 4)
+        writer.close()
+        keys = [f"posterior/image/c.{chain}.1.0.0.0" for chain in (0, 1)]
+
+        async def overlapping() -> list[Buffer | None]:
+            fetch, first_is_done, held = store._fetch, asyncio.Event(), []
+
+            async def fetched(key: str, *args: Any, **options: Any) -> Buffer | None:
+                value = await fetch(key, *args, **options)
+                if key == keys[1] and not held:
+                    held.append(key)
+                    await first_is_done.wait()
+                return value
+
+            with mock.patch.object(store, "_fetch", fetched):
+                second = asyncio.ensure_future(store.get(keys[1]))
+                while not held:  # it has looked up which checksums to accept before the first reads them again
+                    await asyncio.sleep(0)
+                first = await store.get(keys[0])
+                first_is_done.set()
+                return [first, await second]
+
+        found = sync(overlapping())
+        for key, value in zip(keys, found, strict=True):
+            assert value is not None
+            assert value.to_bytes() == (tmp_path / "a.zarr" / key).read_bytes()
+
     def test_ranks_keep_tables_of_their_own(self, tmp_path: Path, small_blocks: None) -> None:
         path = tmp_path / "a.zarr"
         create = begin(path, num_ranks=2)

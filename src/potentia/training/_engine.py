@@ -1,6 +1,7 @@
 """The one training loop: one CPU, one GPU or many processes, interrupted or not."""
 
 import atexit
+import gc
 import json
 import time
 from collections.abc import Callable, Mapping
@@ -98,10 +99,12 @@ def fit(
 def _leave_group() -> None:
     """Leave gloo's process group while the interpreter is whole.
 
-    Its threads may hold tensors, which abort the process where they are freed once Python is being taken down.
+    Its threads may hold tensors, which abort the process where they are freed once Python is being taken down. They
+    end with the last reference to the group, and the wrapped module, which holds one, is part of a cycle.
     """
     if distributed.is_initialized() and distributed.get_backend() == "gloo":
         distributed.destroy_process_group()
+        gc.collect()
 
 
 class _Run:
