@@ -12,8 +12,12 @@ if TYPE_CHECKING:
     from potentia.io._ensemble import Ensemble
 
 
+Panel = tuple[str, "np.ndarray[Any, Any]"]
+MAPS = ("std", "error")
+
+
 def plot_ensemble(ensemble: "Ensemble", truth: Any, data: Any, num_samples: int) -> "Figure":
-    """Draw one row of panels a channel group: images share a grey scale, std and error share another.
+    """Draw images on one grey scale, and to their right the std above the error on another.
 
     Raises: ImportError without matplotlib.
     """
@@ -24,36 +28,46 @@ def plot_ensemble(ensemble: "Ensemble", truth: Any, data: Any, num_samples: int)
             "plot: matplotlib is missing, expected it for pictures: pip install 'potentia[plot]'"
         ) from err
     panels = _panels(ensemble, truth, data, num_samples)
-    columns = min(4, len(panels))
-    rows = -(-len(panels) // columns)
+    maps = [panel for panel in panels if panel[0] in MAPS]
+    images = [panel for panel in panels if panel[0] not in MAPS]
+    rows = 2 if len(images) > 3 or len(maps) > 1 else 1
+    across = -(-len(images) // rows)
+    columns = across + bool(maps)
     height, width = ensemble.event_shape[-2:]
-    figure = Figure(
-        figsize=(3.3 * columns, 3.3 * rows * min(1.6, max(0.6, height / width)) + 0.5), layout="constrained"
-    )
-    axes = figure.subplots(rows, columns, squeeze=False).ravel()
-    shown = [p for name, p in panels if name not in ("std", "error")]
-    low, high = min(float(p.min()) for p in shown), max(float(np.quantile(p, 0.999)) for p in shown)
-    high = high if high > low else low + 1.0
-    spread = max((float(np.quantile(p, 0.999)) for name, p in panels if name in ("std", "error")), default=1.0)
-    for axis, (name, picture) in zip(axes, panels, strict=False):
-        uncertain = name in ("std", "error")
-        limits = (
-            {"vmin": 0.0, "vmax": spread, "cmap": "magma"} if uncertain else {"vmin": low, "vmax": high, "cmap": "gray"}
-        )
-        if picture.ndim == 3:
-            drawn = axis.imshow(np.clip((picture - low) / (high - low), 0, 1))
-        else:
-            drawn = axis.imshow(picture, **limits)
-            if uncertain or name == "mean":  # the other images share the mean's scale
-                figure.colorbar(drawn, ax=axis, fraction=0.046, pad=0.03)
-        axis.set_title(name)
+    size = (2.9 * columns + 0.9, 3.1 * rows * min(1.6, max(0.6, height / width)) + 0.2)
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False)
+    for axis in axes.ravel():
         axis.set_axis_off()
-    for axis in axes[len(panels) :]:
-        axis.set_axis_off()
+    _draw(figure, axes[:, :across].ravel(), images, "gray", _limits(images), "left")
+    if maps:
+        top = max(float(np.quantile(picture, 0.999)) for _, picture in maps)
+        _draw(figure, axes[:, -1], maps, "magma", (0.0, top), "right")
     return figure
 
 
-def _panels(ensemble: "Ensemble", truth: Any, data: Any, num_samples: int) -> list[tuple[str, "np.ndarray[Any, Any]"]]:
+def _limits(images: list[Panel]) -> tuple[float, float]:
+    low = min(float(picture.min()) for _, picture in images)
+    high = max(float(np.quantile(picture, 0.999)) for _, picture in images)
+    return low, high if high > low else low + 1.0
+
+
+def _draw(
+    figure: "Figure", axes: Any, panels: list[Panel], colours: str, limits: tuple[float, float], side: str
+) -> None:
+    low, high = limits
+    drawn = None
+    for axis, (name, picture) in zip(axes, panels, strict=False):
+        if picture.ndim == 3:
+            axis.imshow(np.clip((picture - low) / (high - low), 0, 1))
+        else:
+            drawn = axis.imshow(picture, vmin=low, vmax=high, cmap=colours)
+        axis.set_title(name)
+    if drawn is not None:
+        figure.colorbar(drawn, ax=list(axes), location=side, shrink=0.9, aspect=30, pad=0.02)
+
+
+def _panels(ensemble: "Ensemble", truth: Any, data: Any, num_samples: int) -> list[Panel]:
     total = ensemble.num_chains * ensemble.num_draws
     mean = ensemble._as_sampled(ensemble.mean().values)
     truth = _stored(ensemble, "truth") if truth is None else truth

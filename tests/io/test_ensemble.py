@@ -362,7 +362,9 @@ class TestPlot:
         ensemble = make(None, images, constant={"truth": truth, "zero_filled": truth})
         figure = ensemble.plot(tmp_path / "a.png", num_samples=2)
         titles = [axis.get_title() for axis in figure.axes if axis.get_title()]
-        assert titles == ["truth", "data", "mean", "std", "error", "sample 1", "sample 2"]
+        assert titles == ["truth", "data", "mean", "std", "sample 1", "sample 2", "error"], (
+            "the last column has the maps"
+        )
         assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
         from PIL import Image
 
@@ -382,7 +384,7 @@ class TestPlot:
     def test_what_is_given_is_shown(self) -> None:
         truth = normal(1, 4, 4)
         figure = make(None, normal(1, 2, 1, 4, 4)).plot(truth=truth, num_samples=0)
-        assert [axis.get_title() for axis in figure.axes if axis.get_title()] == ["truth", "mean", "std", "error"]
+        assert [axis.get_title() for axis in figure.axes if axis.get_title()] == ["truth", "std", "mean", "error"]
 
     def test_constant_images(self) -> None:
         make(None, torch.ones(1, 2, 3, 4, 4)).plot()
