@@ -255,6 +255,8 @@ def main() -> None:
             scores = [judged(solve(i, p), p) for i, p in enumerate(problems)]
             listed = {key: [s[key] for s in scores] for key in scores[0]}
             content["rows"].append({"mask": mask, "method": name, "tv_weight": weight, "scores": listed})
+            order = list(solvers(prior, 0.0, options.chains))
+            content["rows"].sort(key=lambda row: (MASKS.index(row["mask"]), order.index(row["method"])))
             content["run"] = machine_of()
             files[0].parent.mkdir(parents=True, exist_ok=True)
             files[0].write_text(json.dumps(content, indent=1) + "\n", "utf-8")
