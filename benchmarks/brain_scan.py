@@ -51,18 +51,15 @@ class Scan:
 
 def read(path: Path, hold_out: float, seed: int = 0) -> Scan:
     """Whiten, calibrate, hold out and scale."""
-    scan = io.read_scan(path)
-    kspace = scan.kspace[0]
-    samples = io.noise_samples(kspace, source="border", fraction=0.05)
-    white = io.mix_coils(io.whitening_matrix(io.noise_covariance(samples)), kspace)
-    maps = torch.from_numpy(io.espirit_maps(white, threshold=0.005, crop=0.8))
-    mask = torch.from_numpy(scan.mask[0])
+    scan = io.read_scan(path).prepared()
+    assert scan.coil_maps is not None
+    y, maps, mask = (torch.from_numpy(array[0]) for array in (scan.kspace, scan.coil_maps, scan.mask))
     centre = torch.zeros_like(mask)
     height, width = mask.shape
     centre[height // 2 - 12 : height // 2 + 12, width // 2 - 12 : width // 2 + 12] = True
     chance = torch.rand(mask.shape, generator=torch.Generator().manual_seed(seed))
     held = mask & ~centre & (chance < hold_out)
-    y, train = torch.from_numpy(white), mask & ~held
+    train = mask & ~held
     plain = likelihoods.Gaussian(y, likelihoods.Sense(maps, train.float()), 1.0)
     image = plain.structure.with_tolerance(1e-4).solve(plain.linear, 0.01)
     head = maps.abs().square().sum(0) > 0.5

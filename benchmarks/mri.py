@@ -9,7 +9,8 @@
 2. Iterations of conjugate gradients to a relative residual of 1e-4 for a perturbed right-hand side, plain, with the
    nearest circulant matrix as preconditioner, and with ours: several masks, noises and shifts 1 / s^2, with maps that
    fill the image and maps that vanish around an object; and the seconds these take, with those to set ours up.
-3. ``NonCartesian``: forward, adjoint and Toeplitz normal operator of a radial trajectory, and the iterations.
+3. The same for the posterior of a Gaussian field (``GaussianField.power_law``, std 0.3): the sum of both precisions.
+4. ``NonCartesian``: forward, adjoint and Toeplitz normal operator of a radial trajectory, and the iterations.
 """
 
 import argparse
@@ -28,7 +29,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from potentia import ConvergenceWarning, likelihoods
+from potentia import ConvergenceWarning, energies, likelihoods
 from potentia._cg import conjugate_gradients
 from potentia._random import standard_normal
 from potentia._structure import MatrixFree
@@ -58,8 +59,16 @@ def masks(side: int) -> dict[str, Tensor]:
     return {
         "1-D, 2x": likelihoods.cartesian_mask(plane, 2),
         "1-D, 8x": likelihoods.cartesian_mask(plane, 8, centre_fraction=0.04),
+        "equispaced, 4x": equispaced(side, 4),
         "2-D, 6x": likelihoods.poisson_disk_mask(plane, 6),
     }
+
+
+def equispaced(side: int, step: int) -> Tensor:
+    """Every so many columns, and 8 % of them in the middle."""
+    lines = torch.zeros(side)
+    lines[::step] = lines[round(0.46 * side) : round(0.54 * side)] = 1
+    return lines.expand(side, side).contiguous()
 
 
 def object_of(side: int) -> Tensor:
@@ -154,6 +163,18 @@ def solver(side: int, coils: int, noises: list[float], scales: list[float]) -> d
     return {f"{name}, s {s:g}": solved(form, side, s**-2) for name, form in cases(side, coils, noises) for s in scales}
 
 
+def beside_field(side: int, coils: int, noises: list[float]) -> dict[str, Any]:
+    mean = torch.zeros(1, 1, 1, dtype=torch.complex64)
+    prior = energies.GaussianField.power_law((1, side, side), 2.0, std=0.3, mean=mean).quadratic()
+    assert prior is not None
+    rows = {}
+    for name, form in cases(side, coils, noises):
+        total = form + prior.structure
+        assert isinstance(total, MatrixFree)
+        rows[name] = solved(total, side, 0.0)
+    return rows
+
+
 def non_cartesian(side: int, coils: int, repeats: int) -> dict[str, Any] | str:
     if importlib.util.find_spec("finufft") is None:
         return "left out: finufft is not installed"
@@ -200,6 +221,7 @@ def markdown(record: dict[str, Any]) -> str:
             f"{'not installed' if peer is None else f'{peer:.2f}'} |"
         )
     lines += ["", f"Iterations to {TOLERANCE:g}, at most {MOST}:", "", *solver_lines(record["solver"])]
+    lines += ["", "Beside a Gaussian field:", "", *solver_lines(record["beside a field"])]
     scattered = record["non-Cartesian"]
     if isinstance(scattered, str):
         return "\n".join([*lines, "", f"Non-Cartesian: {scattered}."]) + "\n"
@@ -223,6 +245,7 @@ def main() -> None:
         "what": f"{options.coils} coils, {options.side} x {options.side}, torch {torch.__version__}, one thread",
         "normal": normal_operator(options.side, options.coils, options.repeats),
         "solver": solver(options.side, options.coils, options.noises, options.scales),
+        "beside a field": beside_field(options.side, options.coils, options.noises),
         "non-Cartesian": non_cartesian(options.side, options.coils, options.repeats),
     }
     print(markdown(record))

@@ -72,19 +72,10 @@ def read(path: str, index: int | None, hold_out: float, seed: int) -> Scan:
     scan = io.read_scan(path, index=index)
     if len(scan.kspace) > 1:
         raise SystemExit(f"{path}: holds {len(scan.kspace)} slices, pick one by --slice")
-    if scan.noise is not None:
-        scan = scan.prewhitened()
-    else:
-        samples = io.noise_samples(scan.kspace[0], source="border", fraction=0.05)
-        scan = scan.mix_coils(io.whitening_matrix(io.noise_covariance(samples)))
-    kspace = scan.kspace[0]
-    if scan.coil_maps is not None:
-        maps = scan.coil_maps[0]
-    else:
-        lines = kspace if scan.calibration is None else scan.calibration[0]
-        maps = io.espirit_maps(lines, threshold=0.005, crop=0.8)
-    used, held = split(torch.from_numpy(scan.mask[0]), hold_out, seed)
-    whole = Scan(torch.from_numpy(kspace), torch.from_numpy(maps), used, held, 1.0)
+    scan = scan.prepared()
+    y, maps, mask = (torch.from_numpy(array[0]) for array in (scan.kspace, scan.coil_maps, scan.mask))
+    used, held = split(mask, hold_out, seed)
+    whole = Scan(y, maps, used, held, 1.0)
     scale = float(whole.least_squares()[0].abs()[whole.inside()].quantile(0.99))
     return whole._replace(y=whole.y / scale, noise_std=1 / scale)
 

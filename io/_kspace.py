@@ -118,4 +118,4 @@ def scale_kspace(kspace: NDArray[Any], percentile: float = 99.0) -> tuple[NDArra
     factor = float(np.percentile(image, percentile))
     if not 0 < factor < math.inf:
         raise ValueError(f"scale_kspace: the {percentile:g}th percentile of the image is {factor:g}, expected above 0")
-    return kspace / np.asarray(factor, dtype=kspace.real.dtype), factor
+    return kspace / np.asarray(factor, dtype=np.real(kspace).dtype), factor

@@ -10,6 +10,8 @@ from potentia.io._coils import mix_coils
 from potentia.io._kspace import centred_ifft, coil_axis, sampling_mask
 
 SOURCES = ("border", "background")
+MIDDLE = 0.5  # of the way from the middle of k-space to its edge: what lies within is signal
+LEAST = 10  # samples a coil that a covariance is estimated from
 
 
 def noise_covariance(noise: NDArray[Any]) -> NDArray[np.complex128]:
@@ -99,6 +101,40 @@ def noise_samples(kspace: NDArray[Any], *, source: str = "border", fraction: flo
     radius = np.hypot(height[:, None], width)[mask]
     count = math.ceil(fraction * radius.size)
     return array[:, mask][:, np.argsort(-radius, kind="stable")[:count]]
+
+
+def border_samples(
+    where: str, kspace: NDArray[Any], counts: NDArray[Any], *, fraction: float = 0.05
+) -> NDArray[np.complex64]:
+    """Of several slices the outermost samples, at the level of a sample measured once, to stand in for a noise scan.
+
+    The given fraction of the measured positions, at least ten a coil, those farthest from the middle of k-space, times
+    the root of how often they were measured. Positions at which every coil is zero are padding and left out, as is
+    what lies less than half of the way from the middle to the edge: that is signal.
+
+    Shapes: kspace (slices, coils, ky, kx), counts (slices, ky, kx); returns (coils, samples).
+    Raises: ValueError for a fraction outside (0, 1], a coil that is zero everywhere, or where there are not ten samples
+        a coil outside the middle.
+    """
+    if not 0 < fraction <= 1:
+        raise ValueError(f"{where}: border is {fraction}, expected a share of the samples in (0, 1]")
+    coils = kspace.shape[1]
+    silent = [str(coil) for coil in range(coils) if not kspace[:, coil].any()]
+    if silent:
+        raise ValueError(f"{where}: coil {', '.join(silent)} is zero everywhere, expected every coil to have measured")
+    measured = (counts > 0) & (kspace != 0).any(axis=1)
+    height, width = (np.abs(np.arange(n) - n // 2) / (n / 2) for n in measured.shape[1:])
+    radius = np.broadcast_to(np.hypot(height[:, None], width), measured.shape)[measured]
+    wanted = max(math.ceil(fraction * radius.size), LEAST * coils)
+    outermost = np.argsort(-radius, kind="stable")[:wanted]
+    outermost = outermost[radius[outermost] >= MIDDLE]
+    if len(outermost) < LEAST * coils:
+        raise ValueError(
+            f"{where}: has no noise scan, and {len(outermost)} samples outside the middle half of k-space that could "
+            f"stand in for one, expected {LEAST} for each of {coils} coils: give the std of the noise"
+        )
+    often = np.sqrt(counts[measured][outermost], dtype=np.float32)
+    return np.asarray(np.moveaxis(kspace, 1, 0)[:, measured][:, outermost] * often)
 
 
 def estimate_noise_std(kspace: NDArray[Any], *, source: str = "border", fraction: float = 0.1) -> NDArray[np.float64]:

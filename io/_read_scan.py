@@ -59,6 +59,36 @@ def read_scan(path: str | Path, *, index: int | None = None, select: Mapping[str
     return _plain(path, {key: read_array(f"{path}:{key}") for key in DIMS if key in held}, index)
 
 
+def count_slices(path: str | Path) -> int:
+    """How many slices ``read_scan`` finds; 1 for a file that cannot be read, which says why when it is.
+
+    Arrays are looked at by their headers; lines of ISMRMRD are read, since they alone say of which slice they are.
+    """
+    name = str(path).lower()
+    try:
+        if name.endswith(HDF5):
+            with open_hdf5(path) as file:
+                shape = getattr(member(path, file, "kspace"), "shape", None)
+            return len(read_scan(path).kspace) if shape is None else int(shape[0])
+        if name.endswith(".npz"):
+            with reading(path, "arrays"), zipfile.ZipFile(path) as archive, archive.open("kspace.npy") as entry:
+                shape = _npy_shape(entry)
+        elif name.endswith(".npy"):
+            with reading(path, "arrays"), Path(path).open("rb") as entry:
+                shape = _npy_shape(entry)
+        else:
+            shape = read_cfl(path).shape
+    except (ValueError, IndexError, FileNotFoundError):
+        return 1
+    return int(shape[0]) if len(shape) == DIMS["kspace"] else 1
+
+
+def _npy_shape(file: Any) -> tuple[int, ...]:
+    version = np.lib.format.read_magic(file)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    return tuple(read(file)[0])
+
+
 def _read_hdf5(path: str | Path, index: int | None, select: Mapping[str, int]) -> Scan:
     with open_hdf5(path) as file:
         if file.get("kspace", getlink=True) is not None:  # without following a link

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from potentia.io._coils import mix_coils
+from potentia.io._coils import compress_coils, espirit_maps, mix_coils
 from potentia.io._kspace import centre_crop, remove_oversampling
-from potentia.io._noise import noise_covariance, whitening_matrix
+from potentia.io._noise import border_samples, noise_covariance, whitening_matrix
 
 Triple = tuple[float, float, float]
 
@@ -61,8 +61,7 @@ class Scan:
             self._check("noise", self.noise.shape, (coils, *self.noise.shape[1:2]))
         for name in ("kspace", "noise", "coil_maps", "calibration"):
             array = getattr(self, name)
-            bad = 0 if array is None else int((~np.isfinite(array)).sum())
-            if bad:
+            if array is not None and (bad := int((~np.isfinite(array)).sum())):
                 raise ValueError(f"{self.source}: {name} has {bad} NaN or infinite of {array.size} entries")
 
     def _check(self, name: str, got: tuple[int, ...], expected: tuple[int, ...]) -> None:
@@ -95,14 +94,78 @@ class Scan:
             calibration=None if self.calibration is None else mix_coils(matrix, self.calibration),
         )
 
-    def prewhitened(self) -> "Scan":
-        """Make the noise white by the noise scan: real and imaginary parts have std 1 in each coil, measured once.
+    @property
+    def noise_std(self) -> NDArray[np.float32]:
+        """Std a part of a sample once noise is white: 1 / sqrt(counts), and 1 where nothing was measured."""
+        std: NDArray[np.float32] = np.reciprocal(np.sqrt(np.maximum(self.counts, 1), dtype=np.float32))
+        return std
 
-        Raises: ValueError without a noise scan, or as ``noise_covariance`` and ``whitening_matrix``.
+    def prewhitened(self, *, border: float = 0.05) -> "Scan":
+        """Make the noise white: real and imaginary parts have std 1 in each coil, measured once.
+
+        Its covariance is that of the noise scan. Where there is none, the outermost samples of k-space stand in for it:
+        the share ``border`` of the measured positions of all slices, at least ten a coil. Left out of them are
+        positions at which every coil is zero, which are padding, and the middle half of k-space, which is signal.
+        What signal the border holds makes the noise appear stronger: see ``estimate_noise_std`` for how much.
+
+        Raises: ValueError where there is neither a noise scan nor a border of ten samples a coil; or as
+            ``noise_covariance`` and ``whitening_matrix``.
         """
-        if self.noise is None:
-            raise ValueError(f"{self.source}: has no noise scan, see estimate_noise_std and prewhiten")
-        return self.mix_coils(whitening_matrix(noise_covariance(self.noise)))
+        noise = self.noise
+        if noise is None:
+            noise = border_samples(self.source, self.kspace, self.counts, fraction=border)
+        return self.mix_coils(whitening_matrix(noise_covariance(noise)))
+
+    def calibrated(self) -> "Scan":
+        """Find coil maps where there are none: by ``espirit_maps`` slice by slice, of one coil ones.
+
+        Lines for calibration alone are taken where the file has some, else the middle of k-space.
+
+        Raises: ValueError and ImportError as ``espirit_maps``, with the slice.
+        """
+        if self.coil_maps is not None:
+            return self
+        if self.kspace.shape[1] == 1:
+            return replace(self, coil_maps=np.ones_like(self.kspace))
+        lines = self.kspace if self.calibration is None else self.calibration
+        maps = []
+        for at, plane in enumerate(lines):
+            try:
+                maps.append(espirit_maps(plane))
+            except ValueError as err:
+                raise ValueError(f"{self.source}, slice {at} of {len(lines)}: {err}") from err
+        return replace(self, coil_maps=np.stack(maps))
+
+    def prepared(self, *, num_coils: int | None = None, noise_std: float | None = None) -> "Scan":
+        """Make ready for a likelihood: ``Gaussian(kspace[k], Sense(coil_maps[k], mask[k]), noise_std[k])``.
+
+        In this order: oversampling is removed, where lines are measured in whole; noise is made white, by
+        ``prewhitened`` or by the std given; coils are compressed to ``num_coils``, if there are more; coil maps are
+        found, if there are none. Images keep their unit where there were maps; else it becomes the noise's std.
+
+        Units: noise_std is that of a part of a sample measured once, in the unit of kspace, alike in all coils.
+        Raises: ValueError for noise_std that is not above 0, num_coils below 1, or as the methods named.
+        """
+        scan = self.without_oversampling() if self.oversampled and self._has_whole_lines() else self
+        if noise_std is None:
+            scan = scan.prewhitened()
+        elif 0 < noise_std < np.inf:
+            scan = scan.mix_coils(np.eye(scan.kspace.shape[1]) / noise_std)
+        else:
+            raise ValueError(f"{self.source}: noise_std is {noise_std}, expected a number above 0")
+        if num_coils is not None and num_coils < scan.kspace.shape[1]:
+            scan = scan.mix_coils(compress_coils(scan.kspace, num_coils=num_coils)[1])
+        return scan.calibrated()
+
+    @property
+    def oversampled(self) -> bool:
+        """Whether the readout's field of view is known to be larger than that of the image."""
+        shape = self.recon_shape
+        return shape is not None and shape[self.readout_axis] < self.kspace.shape[self.readout_axis]
+
+    def _has_whole_lines(self) -> bool:
+        lines = np.moveaxis(self.counts, self.readout_axis, -1)
+        return bool((lines == lines[..., :1]).all())
 
     def without_oversampling(self) -> "Scan":
         """Reduce the field of view along the readout to that of ``recon_shape``: exact, see ``remove_oversampling``.
@@ -112,11 +175,10 @@ class Scan:
         axis = self.readout_axis
         if self.recon_shape is None:
             raise ValueError(f"{self.source}: does not say the shape of its image, see remove_oversampling")
-        before, size = self.kspace.shape[axis], self.recon_shape[axis]
-        if size >= before:
+        if not self.oversampled:
             return self
-        lines = np.moveaxis(self.counts, axis, -1)
-        if (lines != lines[..., :1]).any():
+        before, size = self.kspace.shape[axis], self.recon_shape[axis]
+        if not self._has_whole_lines():
             raise ValueError(f"{self.source}: lines are measured in part, expected whole ones to remove oversampling")
         cropped = tuple(size if old == axis else self.kspace.shape[old] for old in (-2, -1))
         affine, fov = self.affine, self.field_of_view

@@ -6,9 +6,10 @@ import torch
 from einops import reduce, repeat
 from torch import Tensor
 
-from potentia._quadratic import Diagonal, Structure
+from potentia._quadratic import Diagonal, Fourier, Structure
 from potentia._validate import Shape, count, finite, same_shape, shape_text, tensor
 from potentia.likelihoods._operator import Operator, Weight
+from potentia.likelihoods._woodbury import Woodbury
 
 
 def as_mask(where: str, mask: object) -> Tensor:
@@ -137,8 +138,24 @@ class Downsample(Operator):
         c, h, w = _image_shape(self, output_shape)
         return (c, h * self.factor, w * self.factor)
 
+    def gram(self, weight: Weight, input_shape: Shape) -> Structure:
+        """Inverted in closed form: A A^H is I / factor^2. The nearest circulant matrix has the box's power spectrum."""
+        f, w = self.factor, as_precision(weight)
+        down, across = (_box_power(f, n).to(w) for n in input_shape[-2:])
+        near = Fourier(w.mean(dim=(-2, -1), keepdim=True) / f**2 * down[:, None] * across)
+        free = self._matrix_free(weight, input_shape, near)
+        return Woodbury(free, self.forward, self.adjoint, w, torch.full_like(w[:1, :1, :1], f**-2), in_fourier=False)
+
     def extra_repr(self) -> str:
         return f"factor {self.factor}"
+
+
+def _box_power(factor: int, n: int) -> Tensor:
+    """|transfer function|^2 of the mean of so many neighbours, on n pixels: (n,)."""
+    box = torch.zeros(n, dtype=torch.float64)
+    box[:factor] = 1 / factor
+    power: Tensor = torch.fft.fft(box).abs().square()
+    return power
 
 
 class Matrix(Operator):

@@ -172,7 +172,8 @@ class Sense(KSpace):
         m = None if mask is None else as_mask("Sense", mask)
         self.output_dims = maps.dim()  # type: ignore[misc]
         self.register_buffer("coil_maps", maps.to(maps.dtype.to_complex()))
-        self.register_buffer("mask", m)
+        # A mask of numpy's doubles would make doubles of everything.
+        self.register_buffer("mask", None if m is None else m.to(self.coil_maps.real.dtype))
         self._check_mask()
         self.real = real
         self._normal_operator: SenseNormal | None = None

@@ -5,22 +5,24 @@ neighbours, and it is from these that the gaps between samples are filled: the i
 """
 
 import itertools
+import math
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from potentia._structure import NearInverse, Shift
+from potentia._structure import Fourier, NearInverse, Shift
 from potentia._tensor import EVENT_DIMS
+from potentia.likelihoods._linear_map import Map
 
 Offset = tuple[int, int, int]
-Map = Callable[[Tensor], Tensor]
 EASY = 10  # condition number below which conjugate gradients need no help: some 15 iterations
 KEPT = 4  # factors, one a shift
 CHUNK = 1 << 15  # points of k-space whose neighbourhoods are held at a time
 # Squared reach of the neighbourhood, by the number of axes that are transformed.
 REACH = {1: 64, 2: 10, 3: 2}
 CUT_OFF = 2  # the same where maps end within the image, which smears entries over all of k-space: the far ones mislead
+PLANE = (-2, -1)
 ORIGIN: Offset = (0, 0, 0)
 
 
@@ -77,14 +79,38 @@ def _moved(flat: Tensor, by: Offset, shape: Sequence[int]) -> Tensor:
     return (z % c * h + y % h) * w + x % w
 
 
-def where_hard(make: Callable[[], NearInverse], top: float) -> NearInverse:
-    """An inverse made when it is first needed; where Λ + shift I is well conditioned as it is, the identity instead.
+def check_top(top: float) -> None:
+    """Refuse what precision cannot hold: rounding would be mended for ever.
 
-    ``top`` is about the largest eigenvalue of Λ. Each batch entry is judged by its own shift.
+    Raises: ValueError for an eigenvalue or entry that is not finite.
     """
-    made: list[NearInverse] = []
+    if not math.isfinite(top):
+        raise ValueError(
+            f"normal operator: its entries reach {top}, expected coil maps and noise in a unit nearer to one"
+        )
 
-    def inverse(shift: Shift) -> Map | None:
+
+def where_hard(
+    make: Callable[[], "LineInverse | LocalInverse"],
+    top: float,
+    beside: Callable[[], "FieldInverse"] | None = None,
+) -> NearInverse:
+    """Inverses made when they are first needed; where Λ + shift I is well conditioned as it is, the identity instead.
+
+    ``top`` is about the largest eigenvalue of Λ; ``beside`` makes the inverse for a sum with a Fourier precision. Each
+    batch entry is judged by its own shift.
+
+    Raises: ValueError for a top that is not finite.
+    """
+    check_top(top)
+    made: list[LineInverse | LocalInverse] = []
+    fields: list[FieldInverse] = []
+
+    def inverse(shift: Shift, spectrum: Tensor | None = None) -> Map | None:
+        if spectrum is not None:
+            if beside is not None and not fields:
+                fields.append(beside())
+            return fields[0](shift, spectrum) if fields else None
         easy = torch.as_tensor(shift) * EASY > top
         if bool(easy.all()):
             return lambda v: v
@@ -190,14 +216,15 @@ class LocalInverse:
         share = support.to(entries[ORIGIN].real.dtype).mean(dim=tuple(axes), keepdim=True).clamp_min(1e-3)
         self.entries = {d: (e / share).expand(support.shape).contiguous() for d, e in entries.items()}
         self.top = float(self.entries[ORIGIN].abs().max())
+        check_top(self.top)
         self.points = points
         self.support = support
         self.everywhere = bool(support.all())
         self.axes = tuple(axes)
         self.real = real
 
-    def __call__(self, shift: Shift) -> Map | None:
-        if varies(shift):
+    def __call__(self, shift: Shift, spectrum: Tensor | None = None) -> Map | None:
+        if varies(shift) or spectrum is not None:
             return None
         values = shift.flatten().tolist() if isinstance(shift, Tensor) else [float(shift)]
         if not self.everywhere and min(values) <= 0:
@@ -260,3 +287,46 @@ class LocalInverse:
         z = z.real if self.real else z
         out: Tensor = z if self.everywhere else torch.where(self.support, z, v / shift)
         return out
+
+
+class FieldInverse:
+    """The inverse of Λ + F^H diag(spectrum) F + shift I: of a likelihood beside a stationary Gaussian prior.
+
+    A local inverse takes the spectrum on its diagonal in k-space as it is. Where coil maps vanish, images are the
+    prior's alone and softer by orders of magnitude than a diagonal that the pixels within have stiffened says: the
+    prior's covariance among those pixels is added (additive Schwarz). Short neighbourhoods do best beside a prior.
+
+    Shapes: as ``LocalInverse``, the axes those of the plane; spectrum real, broadcasting against (C, H, W).
+    Source: Toselli and Widlund 2005, Domain decomposition methods, chapter 2.
+    """
+
+    def __init__(
+        self, points: Sequence[Offset], entries: Mapping[Offset, Tensor], support: Tensor, *, real: bool
+    ) -> None:
+        self.points = points
+        self.entries = entries
+        self.outside = None if bool(support.all()) else ~support
+        self.everywhere = torch.ones_like(support)
+        self.real = real
+        self._made: list[tuple[Tensor, LocalInverse]] = []
+
+    def __call__(self, shift: Shift, spectrum: Tensor) -> Map | None:
+        least = float(spectrum.min()) + (float(shift.min()) if isinstance(shift, Tensor) else shift)
+        if varies(shift) or least <= 0:
+            return None
+        local = self._local(spectrum)(shift)
+        outside, field = self.outside, Fourier(spectrum)
+        if outside is None or local is None:
+            return local
+        return lambda v: local(v) + (outside * field.solve(outside * v, shift)).to(v.dtype)
+
+    def _local(self, spectrum: Tensor) -> LocalInverse:
+        """The local inverse of the sum, those of the last spectra kept."""
+        for held, local in self._made:
+            if held.shape == spectrum.shape and torch.equal(held, spectrum):
+                return local
+        origin = self.entries[ORIGIN]
+        entries = {**self.entries, ORIGIN: origin + spectrum.to(origin.real.dtype)}
+        local = LocalInverse(self.points, entries, self.everywhere, PLANE, real=self.real)
+        self._made = [*self._made[1 - KEPT :], (spectrum, local)]
+        return local

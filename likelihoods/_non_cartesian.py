@@ -12,7 +12,9 @@ from potentia._quadratic import MatrixFree, Structure
 from potentia._validate import Shape, count, same_shape, shape_text, tensor
 from potentia.likelihoods._mri import PLANE, KSpace
 from potentia.likelihoods._near_inverse import (
+    CUT_OFF,
     ORIGIN,
+    FieldInverse,
     LocalInverse,
     Offset,
     differences,
@@ -48,7 +50,7 @@ class NonCartesian(KSpace):
     output_dims: ClassVar[int] = 2
     trajectory: Tensor
     coil_maps: Tensor | None
-    mask: None = None
+    mask: Tensor | None = None
     real = False
 
     def __init__(self, trajectory: object, shape: Shape, coil_maps: object = None) -> None:
@@ -102,17 +104,23 @@ class NonCartesian(KSpace):
         separate = self.coil_maps is None
         near = toeplitz_entries(kernel, maps, [ORIGIN], separate=separate)[ORIGIN].real.clamp_min(0.0)
 
+        support = (maps != 0).any(0, keepdim=True).expand(input_shape[0], -1, -1)
+
         def near_inverse() -> LocalInverse:
-            support = (maps != 0).any(0, keepdim=True).expand(input_shape[0], -1, -1)
             points = neighbourhood(PLANE, reach_for(PLANE, support))
             entries = toeplitz_entries(kernel, maps, differences(points), separate=separate)
             return LocalInverse(points, entries, support, PLANE, real=False)
+
+        def beside() -> FieldInverse:
+            points = neighbourhood(PLANE, CUT_OFF)
+            entries = toeplitz_entries(kernel, maps, differences(points), separate=separate)
+            return FieldInverse(points, entries, support, real=False)
 
         def action(x: Tensor) -> Tensor:
             coils = _convolve(x if self.coil_maps is None else maps * x, kernel)
             return coils if self.coil_maps is None else (maps.conj() * coils).sum(dim=-3, keepdim=True)
 
-        inverse = where_hard(near_inverse, float(near.max()))
+        inverse = where_hard(near_inverse, float(near.max()), beside)
         return MatrixFree(action, noise, FourierStructure(near), near_inverse=inverse)
 
     def _kernel(self, weight: Weight) -> Tensor:

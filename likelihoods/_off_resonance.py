@@ -100,13 +100,15 @@ class OffResonance(Operator):
     def gram(self, weight: Weight, input_shape: Shape) -> Structure:
         """Matrix-free, preconditioned by the operator with the phases of the middle of the readout at all times."""
         still, free = self.operator.gram(weight, input_shape), self._matrix_free(weight, input_shape)
-        known = still.near_inverse if isinstance(still, MatrixFree) else (lambda s: partial(still.solve, shift=s))
-        if known is None:
+        free_inverse = still.near_inverse if isinstance(still, MatrixFree) else None
+        if isinstance(still, MatrixFree) and free_inverse is None:
             return free
         phase = _phase(self.segment_times.mean(), self.field_map)
 
-        def near_inverse(shift: Shift) -> Callable[[Tensor], Tensor] | None:
-            inverse = known(shift)
+        def near_inverse(shift: Shift, spectrum: Tensor | None = None) -> Callable[[Tensor], Tensor] | None:
+            if spectrum is not None:  # which the phases would smear
+                return None
+            inverse = partial(still.solve, shift=shift) if free_inverse is None else free_inverse(shift)
             return None if inverse is None else lambda v: phase.conj() * inverse(phase * v)
 
         return replace(free, near_inverse=near_inverse)

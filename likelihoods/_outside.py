@@ -1,7 +1,6 @@
 """What the adapters of other libraries' operators share: an operator is believed to be linear when it is seen to be."""
 
 import math
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -9,8 +8,8 @@ from torch import Tensor
 from potentia._random import standard_normal
 from potentia._tensor import inner, squared_norm
 from potentia._validate import Shape, shape_text
+from potentia.likelihoods._linear_map import Map
 
-Map = Callable[[Tensor], Tensor]
 # How far random tests may be off in single precision, relative to what they would be off by if they failed.
 _TOLERANCE = 1e-3
 

@@ -8,7 +8,7 @@ from potentia._quadratic import Structure
 from potentia._tensor import mirrored
 from potentia._validate import Shape, count, shape_text
 from potentia.likelihoods._basic import Identity, as_precision
-from potentia.likelihoods._forward_model import ForwardModel
+from potentia.likelihoods._modulus import Modulus
 from potentia.likelihoods._mri import Sense, centred_fft, centred_ifft
 from potentia.likelihoods._operator import Operator, Weight
 
@@ -100,7 +100,7 @@ def _share(n: int, oversampling: int) -> Tensor:
     return share.clamp_min(0.0)
 
 
-class PhaseRetrieval(ForwardModel):
+class PhaseRetrieval(Modulus):
     """A(x) = |B x|, or |B x|^2 if ``intensity``, entry by entry, for a linear B with complex measurements.
 
     What the phase of x hides, such as a global one, stays hidden: the posterior has as many modes. Where B x is zero,
@@ -112,57 +112,15 @@ class PhaseRetrieval(ForwardModel):
     """
 
     def __init__(self, operator: Operator, *, intensity: bool = False) -> None:
-        super().__init__()
-        name = type(self).__name__
         if not isinstance(operator, Operator):
-            raise TypeError(f"{name}: expected a linear operator, got {type(operator).__name__}")
+            raise TypeError(f"{type(self).__name__}: expected a linear operator, got {type(operator).__name__}")
+        super().__init__(operator, intensity=intensity)
         self._complex_images = operator.complex_input(True)
-        self.operator = operator
-        self.intensity = intensity
-        self.output_dims = operator.output_dims  # type: ignore[misc]
-
-    def _wave(self, x: Tensor) -> Tensor:
-        z: Tensor = self.operator(x)
-        return z
-
-    def forward(self, x: Tensor) -> Tensor:
-        z = self._wave(x)
-        y: Tensor = z.real.square() + z.imag.square() if self.intensity else z.abs()
-        return y
-
-    def _direction(self, x: Tensor) -> Tensor:
-        """The gradient of a measurement in z = B x: z / |z|, or 2 z for intensities."""
-        z = self._wave(x.detach())
-        return 2 * z if self.intensity else torch.sgn(z)
-
-    def vjp(self, x: Tensor, v: Tensor) -> Tensor:
-        return self.operator.adjoint(self._direction(x) * v)
-
-    def jvp(self, x: Tensor, t: Tensor) -> Tensor:
-        change: Tensor = self._direction(x).conj() * self.operator(t)
-        return change.real
-
-    def output_shape(self, input_shape: Shape) -> Shape:
-        return self.operator.output_shape(input_shape)
-
-    def input_shape(self, output_shape: Shape) -> Shape:
-        return self.operator.input_shape(output_shape)
-
-    def complex_output(self, complex_input: bool) -> bool:
-        return False
 
     def complex_input(self, complex_output: bool) -> bool:
         if complex_output:
             raise ValueError(f"{type(self).__name__}: measurements are real, got complex ones")
         return self._complex_images
-
-    @property
-    def sampled(self) -> Tensor | None:
-        return self.operator.sampled
-
-    def describe(self) -> str:
-        bars = f"|{self.operator.describe()}|"
-        return f"{type(self).__name__}({bars}{'^2' if self.intensity else ''})"
 
 
 class FourierPhaseRetrieval(PhaseRetrieval):

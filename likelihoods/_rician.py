@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from potentia._random import standard_normal
-from potentia._validate import Shape
 from potentia.likelihoods._forward_model import ForwardModel
+from potentia.likelihoods._modulus import Modulus
 from potentia.likelihoods._noise import NoiseModel, noise_parameter, number_text
 from potentia.likelihoods._operator import Operator
 
@@ -95,42 +95,6 @@ def _takes(operator: ForwardModel, is_complex: bool) -> bool:
         return operator.complex_input(operator.complex_output(is_complex)) == is_complex
     except ValueError:
         return False
-
-
-class Modulus(ForwardModel):
-    """|A(x)|, whose derivative where A(x) = 0 is taken as 0."""
-
-    def __init__(self, operator: ForwardModel) -> None:
-        super().__init__()
-        self.operator = operator
-        self.output_dims = operator.output_dims  # type: ignore[misc]
-
-    def forward(self, x: Tensor) -> Tensor:
-        size: Tensor = self.operator(x).abs()
-        return size
-
-    def vjp(self, x: Tensor, v: Tensor) -> Tensor:
-        return self.operator.vjp(x, v * self.operator(x).sgn())
-
-    def jvp(self, x: Tensor, t: Tensor) -> Tensor:
-        moved: Tensor = self.operator(x).sgn().conj() * self.operator.jvp(x, t)
-        return moved.real if moved.is_complex() else moved
-
-    def output_shape(self, input_shape: Shape) -> Shape:
-        return self.operator.output_shape(input_shape)
-
-    def input_shape(self, output_shape: Shape) -> Shape:
-        return self.operator.input_shape(output_shape)
-
-    def complex_output(self, complex_input: bool) -> bool:
-        return False
-
-    @property
-    def sampled(self) -> Tensor | None:
-        return self.operator.sampled
-
-    def extra_repr(self) -> str:
-        return self.operator.describe()
 
 
 def _one_less_ratio(u: Tensor) -> Tensor:

@@ -1,16 +1,21 @@
 """The normal operator of Cartesian parallel imaging, with its structure."""
 
+from functools import partial
 from typing import cast
 
 import torch
 from torch import Tensor
 
 from potentia._quadratic import Fourier as FourierStructure
-from potentia._structure import Diagonal, MatrixFree, NearInverse, Noise, Structure
+from potentia._structure import Diagonal, MatrixFree, Noise, Structure
 from potentia.likelihoods._near_inverse import (
+    CUT_OFF,
     ORIGIN,
+    PLANE,
+    FieldInverse,
     LineInverse,
     LocalInverse,
+    check_top,
     differences,
     kspace_entries,
     neighbourhood,
@@ -74,11 +79,15 @@ class SenseNormal:
         """Diagonal where nothing is left to transform, else matrix-free with what is known of its inverse.
 
         Fully sampled, it is the sum of squares of the maps. ``channels`` is that of the images.
+
+        Raises: ValueError where precision cannot hold squares of the maps over the noise's.
         """
+        top = float(self.spectrum.max() * self.maps.abs().square().sum(0).max())
+        check_top(top)
         if not self.axes:
             return Diagonal((self.maps.abs().square() * self.spectrum).sum(0))
-        top = float(self.spectrum.max() * self.maps.abs().square().sum(0).max())
-        inverse = where_hard(lambda: self._near_inverse(channels), top)
+        beside = None if -3 in self.axes else partial(self._beside_field, channels)
+        inverse = where_hard(lambda: self._near_inverse(channels), top, beside)
         return MatrixFree(self.apply, sample_noise, self._circulant(), near_inverse=inverse)
 
     def _circulant(self) -> FourierStructure | None:
@@ -88,7 +97,14 @@ class SenseNormal:
         near = kspace_entries(self.maps, self.spectrum, (-2, -1), [ORIGIN])[ORIGIN].real.clamp_min(0.0)
         return FourierStructure(even(near) if self.real else near)
 
-    def _near_inverse(self, channels: int) -> NearInverse:
+    def _beside_field(self, channels: int) -> FieldInverse:
+        points = neighbourhood(PLANE, CUT_OFF)
+        maps = self.maps.expand(-1, channels, -1, -1)
+        spectrum = self.spectrum.expand(*self.spectrum.shape[:-2], *maps.shape[-2:])
+        entries = kspace_entries(maps, spectrum, PLANE, differences(points))
+        return FieldInverse(points, entries, (maps != 0).any(0), real=self.real)
+
+    def _near_inverse(self, channels: int) -> LineInverse | LocalInverse:
         maps = self.maps.expand(-1, channels, -1, -1)
         size = maps.element_size()
         if len(self.axes) == 1 and self.axes[0] != -3 and LineInverse.entries(maps, self.axes[0]) * size <= MOST_BYTES:

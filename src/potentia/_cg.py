@@ -62,26 +62,26 @@ def conjugate_gradients(
     goal = tolerance**2 * squared_norm(rhs, event_dims)
     z = torch.zeros_like(rhs)
     r = rhs
-    q = precondition(r) if precondition else r
-    p = q
-    rq = inner(r, q, event_dims)
+    p = r
+    rq: Tensor | None = None
     left = squared_norm(r, event_dims)
     active = left > goal
     iteration = 0
     real = rhs.real.dtype
     while iteration < max_iterations and bool(active.any()):
+        q = precondition(r) if precondition else r
+        before, rq = rq, inner(r, q, event_dims)
+        p = q if before is None else q + to_event((rq / before).where(active, 0.0).to(real), event_dims) * p
         ap = apply(p)
         curvature = inner(p, ap, event_dims)
         if bool((active & ~(curvature > 0)).any()):
-            raise ValueError(f"{where}: the operator is not positive definite (curvature {float(curvature.min()):.3g})")
+            raise ValueError(
+                f"{where}: the operator is not positive definite (curvature {float(curvature.min()):.3g}); what no "
+                "measurement sees needs a prior with a quadratic form, or another preconditioner"
+            )
         alpha = to_event(torch.where(active, rq / curvature, 0.0).to(real), event_dims)
         z = z + alpha * p
         r = r - alpha * ap
-        q = precondition(r) if precondition else r
-        rq_new = inner(r, q, event_dims)
-        beta = to_event(torch.where(active, rq_new / rq, 0.0).to(real), event_dims)
-        p = q + beta * p
-        rq = torch.where(active, rq_new, rq)
         left = torch.where(active, squared_norm(r, event_dims), left)
         active = left > goal
         iteration += 1

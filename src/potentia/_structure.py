@@ -7,7 +7,7 @@ else is matrix-free: conjugate gradients for the inverse, perturb and solve for 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Self
+from typing import Protocol, Self
 
 import torch
 from torch import Tensor
@@ -18,7 +18,16 @@ from potentia._tensor import filter_plane
 
 Shift = float | Tensor
 Noise = Callable[[Generators, Sequence[int], torch.dtype], Tensor]
-NearInverse = Callable[[Shift], Callable[[Tensor], Tensor] | None]
+
+
+class NearInverse(Protocol):
+    """What is known of the inverse of an operator Λ: a map close to (Λ + shift I + F^H diag(spectrum) F)^-1.
+
+    It is Hermitian positive definite, or None where nothing is known for these. ``spectrum``, as of ``Fourier``, is
+    that of a prior, say; None for none.
+    """
+
+    def __call__(self, shift: Shift, spectrum: Tensor | None = None, /) -> Callable[[Tensor], Tensor] | None: ...
 
 
 class Structure(ABC):
@@ -189,8 +198,8 @@ class MatrixFree(Structure):
     exactly but for the tolerance of the solver (Papandreou and Yuille 2010).
 
     ``tolerance`` is CG's relative residual (None: 1e-5 in single, 1e-10 in double precision). CG is preconditioned by
-    ``near_inverse(shift)``, a map close to (Λ + shift I)^-1 and Hermitian positive definite like it, or, where there is
-    none or it knows none for that shift, by the inverse of ``approximation``.
+    ``near_inverse(shift)``, or, where there is none or it knows none for that shift, by the inverse of
+    ``approximation``.
     """
 
     action: Callable[[Tensor], Tensor]
@@ -252,24 +261,32 @@ class MatrixFree(Structure):
 
 
 def _scaled_inverse(near_inverse: NearInverse | None, w: float) -> NearInverse | None:
-    """(w Λ + shift)^-1 = (Λ + shift / w)^-1 / w."""
+    """(w Λ + B)^-1 = (Λ + B / w)^-1 / w."""
     if near_inverse is None or w == 0:
         return None
 
-    def inverse(shift: Shift) -> Callable[[Tensor], Tensor] | None:
-        near = near_inverse(shift / w)
+    def inverse(shift: Shift, spectrum: Tensor | None = None) -> Callable[[Tensor], Tensor] | None:
+        near = near_inverse(shift / w, None if spectrum is None else spectrum / w)
         return None if near is None else lambda v: near(v) / w
 
     return inverse
 
 
 def _inverse_of_sum(a: Structure, b: Structure) -> NearInverse | None:
-    """What is known of (a + b)^-1 where one of the two is a multiple of the identity: it moves the other's shift."""
-    one, other = (b, a) if isinstance(a, Diagonal) else (a, b)
-    if not isinstance(one, MatrixFree) or not isinstance(other, Diagonal) or other.precision.numel() > 1:
+    """What is known of (a + b)^-1 where one is a multiple of the identity, or diagonal in Fourier space."""
+    one, other = (b, a) if isinstance(a, Diagonal | Fourier) else (a, b)
+    if not isinstance(one, MatrixFree) or one.near_inverse is None:
         return None
-    near_inverse, more = one.near_inverse, float(other.precision)
-    return None if near_inverse is None else lambda shift: near_inverse(shift + more)
+    near_inverse = one.near_inverse
+    if isinstance(other, Diagonal) and other.precision.numel() == 1:
+        more = float(other.precision)
+        return lambda shift, spectrum=None: near_inverse(shift + more, spectrum)
+    if isinstance(other, Diagonal) and other.is_constant:
+        other = other.circulant()
+    if not isinstance(other, Fourier):
+        return None
+    own = other.spectrum
+    return lambda shift, spectrum=None: near_inverse(shift, own if spectrum is None else own + spectrum)
 
 
 def _add(a: Structure, b: Structure) -> Structure:

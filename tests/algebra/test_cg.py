@@ -167,6 +167,22 @@ def test_the_exact_inverse_as_preconditioner_takes_one_step() -> None:
     assert result.iterations == 1
 
 
+@pytest.mark.parametrize("start", [1.0, 0.0])
+def test_a_preconditioner_is_applied_once_an_iteration(start: float) -> None:
+    """And not once more when all is done, nor at all where there is nothing to do."""
+    a = Dense(torch.linspace(0.5, 20, 20))
+    calls = 0
+
+    def precondition(r: Tensor) -> Tensor:
+        nonlocal calls
+        calls += 1
+        return r / 3
+
+    result = conjugate_gradients(a, start * rand(2, *SHAPE), precondition=precondition)
+    assert calls == result.iterations == a.calls
+    assert (calls > 0) == (start > 0)
+
+
 def test_a_looser_tolerance_takes_fewer_steps() -> None:
     a = Dense(torch.logspace(0, 3, 20))
     steps = [conjugate_gradients(a, rand(*SHAPE), tolerance=t).iterations for t in (1e-1, 1e-3, 1e-6)]

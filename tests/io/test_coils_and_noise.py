@@ -266,7 +266,7 @@ class TestCompression:
 
     def test_a_scan_says_what_it_lacks(self) -> None:
         scan = Scan(complex_normal((1, 3, 4, 4)), np.ones((1, 4, 4), int), "a.h5")
-        with pytest.raises(ValueError, match=r"a\.h5: has no noise scan"):
+        with pytest.raises(ValueError, match=r"a\.h5: has no noise scan, and 15 samples outside the middle half"):
             scan.prewhitened()
         with pytest.raises(ValueError, match=r"a\.h5: does not say the shape of its image"):
             scan.without_oversampling()
@@ -332,7 +332,9 @@ class TestESPIRiT:
             with pytest.raises(ValueError, match=rf"calib_width is {width}, expected above .* 6, and at most 16"):
                 espirit_maps(kspace, calib_width=width)
         kspace[:, 30:35, 22:27] = np.eye(5)[2] * np.eye(5)[2][:, None]
-        with pytest.raises(ValueError, match=r"calib_width is 1, expected above .* and at most 1, the side"):
+        with pytest.raises(
+            ValueError, match=r"sampled in full has side 1, expected above .* 6: give calibration lines"
+        ):
             espirit_maps(kspace)
 
     def test_refusals(self) -> None:

@@ -15,10 +15,13 @@ from potentia._cli._sample import build_reconstruction
 from potentia._validate import count
 from potentia.inference._dataset import FailedItemsWarning, Reconstruction, sample_dataset
 from potentia.io._collection import Collection
+from potentia.io._read_scan import BART, HDF5, count_slices
 from potentia.io._readers import ARRAYS, PICTURES, VOLUMES
 
 EXIT_SOME_FAILED = 1
-_KINDS = (*PICTURES, *ARRAYS, *VOLUMES)
+_IMAGES = (*PICTURES, *ARRAYS, *VOLUMES)
+_SCANS = (*HDF5, BART[0], *ARRAYS)
+_KINDS = (*_IMAGES, *_SCANS)
 # Where things lie and how they are written is no part of what is computed; sample_dataset keeps the numbers itself.
 _NOT_KEPT = (
     "data",
@@ -49,7 +52,7 @@ class DatasetOptions:
 
 @dataclass(frozen=True)
 class DataItem:
-    """One file, or one slice of a volume."""
+    """One file, or one slice of a volume or of a scan."""
 
     path: str
     index: int | None = None
@@ -131,8 +134,8 @@ def list_items(options: SampleOptions, dataset: DatasetOptions) -> dict[str, Dat
     """The items of a folder, or of one file, by name.
 
     Pictures and arrays are named by their file, ``scan_7.png``; slices of volumes by axis and index as well,
-    ``head.nii.gz.z012``. Files go by name, with numbers in them by value. Hidden files, those of other kinds, and those
-    that other options name are passed over.
+    ``head.nii.gz.z012``, those of scans of several by index, ``scan.h5.z012``. Files go by name, with numbers in them
+    by value. Hidden files, those of other kinds, and those that other options name are passed over.
 
     Raises: FileNotFoundError; ValueError if there is no item, or for options that do not go with data sets.
     """
@@ -144,6 +147,9 @@ def list_items(options: SampleOptions, dataset: DatasetOptions) -> dict[str, Dat
         raise ValueError(f"--slice-axis: is {options.slice_axis}, expected 0, 1 or 2")
     if dataset.workers is not None:
         count("sample", "--workers", dataset.workers)
+    is_scan = options.task == "mri"
+    if is_scan and dataset.array is not None:
+        raise ValueError("--array: does not go with --task mri, which takes kspace of each npz file")
     chosen = _slice_of(dataset.slices)
     folder = Path(options.data).expanduser()
     if not folder.exists():
@@ -151,9 +157,9 @@ def list_items(options: SampleOptions, dataset: DatasetOptions) -> dict[str, Dat
     files = _files(folder, options) if folder.is_dir() else [folder.resolve()]
     items: dict[str, DataItem] = {}
     for file in files:
-        items |= _items_of(file, options.slice_axis, chosen)
+        items |= _slices_of_scan(file, chosen) if is_scan else _items_of(file, options.slice_axis, chosen)
     if not items:
-        kinds = ", ".join(_KINDS)
+        kinds = ", ".join(_SCANS if is_scan else _IMAGES)
         raise ValueError(f"{options.data}: has no items, expected files of {kinds}, and slices within --slices")
     return items
 
@@ -163,7 +169,7 @@ def _files(folder: Path, options: SampleOptions) -> list[Path]:
     # What is read beside an item is no item, unless it lies in the item's own file.
     patterns = [_file_of(_pattern(other)) for other in others if other is not None and "{path}" not in other]
     found = [p for p in folder.resolve().iterdir() if p.is_file() and not p.name.startswith(".")]
-    found = [p for p in found if p.name.lower().endswith(_KINDS)]
+    found = [p for p in found if p.name.lower().endswith(_SCANS if options.task == "mri" else _IMAGES)]
     return sorted((p for p in found if not any(fnmatch(str(p), pattern) for pattern in patterns)), key=_by_number)
 
 
@@ -183,6 +189,13 @@ def _items_of(file: Path, axis: int, chosen: slice) -> dict[str, DataItem]:
     if shape is None or len(shape) != 3:
         return {file.name: DataItem(str(file))}  # a picture, or something that fails by itself when it is read
     return {f"{file.name}.{'xyz'[axis]}{k:03d}": DataItem(str(file), k) for k in range(shape[axis])[chosen]}
+
+
+def _slices_of_scan(file: Path, chosen: slice) -> dict[str, DataItem]:
+    slices = count_slices(file)
+    if slices == 1:
+        return {file.name: DataItem(str(file))}
+    return {f"{file.name}.z{k:03d}": DataItem(str(file), k) for k in range(slices)[chosen]}
 
 
 def _shape(file: Path) -> tuple[int, ...] | None:

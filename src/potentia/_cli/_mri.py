@@ -1,7 +1,7 @@
 """``potentia sample --task mri``: from a scanner's file to a likelihood, step by step, each of them told."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -11,19 +11,8 @@ from numpy.typing import NDArray
 from potentia import likelihoods
 from potentia._cli._options import SampleOptions
 from potentia._validate import shape_text
-from potentia.io import (
-    Scan,
-    compress_coils,
-    espirit_maps,
-    noise_covariance,
-    noise_samples,
-    read_array,
-    read_scan,
-    scale_to_percentile,
-    whitening_matrix,
-)
+from potentia.io import Scan, read_array, read_scan, scale_to_percentile
 
-ESPIRIT_THRESHOLD = 0.005  # lower than sigpy's: the maps then fit the calibration lines to within their noise
 PERCENTILE = 99.0
 TIKHONOV = 0.01  # of what full sampling by coils of unit root sum of squares would weigh
 
@@ -46,37 +35,54 @@ def prepare_scan(options: SampleOptions) -> Prepared:
     Raises: FileNotFoundError; ValueError for files that cannot be read or do not fit, several slices without --index,
         and an acceleration of what is undersampled already.
     """
-    told: list[tuple[str, str]] = []
-    scan = _one_slice(options)
-    if scan.recon_shape is not None and scan.recon_shape[scan.readout_axis] < scan.kspace.shape[scan.readout_axis]:
-        scan = scan.without_oversampling()
-        told.append(("readout", f"oversampling removed, {shape_text(scan.kspace.shape[-2:])} left"))
-    scan, noise_std = _whitened(scan, options, told)
-    scan = _compressed(scan, options, told)
-    maps = _coil_maps(scan, options, told)
-    kspace = scan.kspace[0]
+    raw = _one_slice(options)
+    told = _told(raw, options)
+    scan = raw.prepared(num_coils=options.coils, noise_std=options.noise_std)
+    assert scan.coil_maps is not None
+    # White noise puts maps that came with the scan in its own unit: back to that of coils of unit root sum of squares.
+    gain = np.sqrt((np.abs(scan.coil_maps[0]) ** 2).sum(axis=0).max())
+    kspace, maps, std = (array[0] / gain for array in (scan.kspace, scan.coil_maps, scan.noise_std))
     mask = scan.mask[0]
     constants: dict[str, Any] = {}
-    if options.acceleration is not None:
-        mask, truth = _undersampled(scan, maps, options)
+    truth = None
+    if options.acceleration is None:
+        told.append(("measured", f"{mask.mean():.1%} of k-space"))
+    else:
+        truth = _fully_sampled(kspace, maps, mask, options)
+        mask = _lines(scan, options.acceleration, options.seed)
         kspace = kspace * mask
         told.append(("undersampled", f"{mask.mean():.1%} of k-space kept; the image of all of it is kept as truth"))
-    else:
-        truth = None
-        told.append(("measured", f"{mask.mean():.1%} of k-space"))
     operator = likelihoods.Sense(torch.from_numpy(maps), torch.from_numpy(mask.astype(np.float32)))
-    plain = _least_squares(kspace, operator) if truth is None else truth
-    _, scale = scale_to_percentile(plain, PERCENTILE)
-    counts = np.maximum(scan.counts[:1], 1).astype(np.float32)
-    std = torch.from_numpy(noise_std / scale / np.sqrt(counts))
-    if bool((std == std.flatten()[0]).all()):
-        std = std.flatten()[0]
-    likelihood = likelihoods.Gaussian(torch.from_numpy(kspace / np.float32(scale)), operator, std)
+    _, scale = scale_to_percentile(_least_squares(kspace, operator) if truth is None else truth, PERCENTILE)
     if truth is not None:
         constants["truth"] = torch.from_numpy(truth / np.float32(scale))
+    level = torch.from_numpy(std / np.float32(scale))
+    level = level.flatten()[0] if bool((level == level.flatten()[0]).all()) else level
+    likelihood = likelihoods.Gaussian(torch.from_numpy(kspace / np.float32(scale)), operator, level)
     constants["scale"] = np.float64(scale)
-    told.append(("scale", f"images are divided by {scale:.4g}; noise std {float(std.min()):.3g} a part"))
+    told.append(("scale", f"images are divided by {scale:.4g}; noise std {float(level.min()):.3g} a part"))
     return Prepared(likelihood, constants, told)
+
+
+def _told(scan: Scan, options: SampleOptions) -> list[tuple[str, str]]:
+    """What ``Scan.prepared`` is going to do."""
+    told: list[tuple[str, str]] = []
+    if scan.oversampled:
+        told.append(("readout", "oversampling removed, where lines are measured in whole"))
+    if options.noise_std is not None:
+        told.append(("noise", f"std {options.noise_std:g} a part in every coil, as given"))
+    elif scan.noise is not None:
+        told.append(("noise", f"white by the noise scan of {scan.noise.shape[1]} samples"))
+    else:
+        told.append(("noise", "white by the outermost samples of k-space: there is no noise scan"))
+    coils = scan.kspace.shape[1]
+    if options.coils is not None and options.coils < coils:
+        told.append(("coils", f"{coils} compressed to {options.coils}"))
+    if scan.coil_maps is not None:
+        told.append(("coil maps", f"of {options.coil_maps or 'the scan'}"))
+    elif coils > 1:
+        told.append(("coil maps", "by ESPIRiT"))
+    return told
 
 
 def _least_squares(kspace: NDArray[np.complex64], operator: likelihoods.Sense) -> NDArray[np.complex64]:
@@ -87,71 +93,50 @@ def _least_squares(kspace: NDArray[np.complex64], operator: likelihoods.Sense) -
 
 
 def _one_slice(options: SampleOptions) -> Scan:
+    """The slice that is asked for, with the coil maps that are.
+
+    Raises: FileNotFoundError; ValueError for several slices, or maps that do not fit.
+    """
     scan = read_scan(options.data, index=options.index)
     if len(scan.kspace) > 1:
         raise ValueError(
-            f"{options.data}: holds {len(scan.kspace)} slices, expected --index 0 to {len(scan.kspace) - 1}"
+            f"{options.data}: holds {len(scan.kspace)} slices, expected --index 0 to {len(scan.kspace) - 1}, or "
+            "--slices : for an ensemble a slice"
         )
-    return scan
-
-
-def _whitened(scan: Scan, options: SampleOptions, told: list[tuple[str, str]]) -> tuple[Scan, float]:
-    """The scan with noise of one std in all coils, and that std."""
-    if options.noise_std is not None:
-        told.append(("noise", f"std {options.noise_std:g} a part in every coil, as given"))
-        return scan, options.noise_std
-    if scan.noise is not None:
-        told.append(("noise", f"white by the noise scan of {scan.noise.shape[1]} samples"))
-        return scan.prewhitened(), 1.0
-    samples = noise_samples(scan.kspace[0], source="border", fraction=0.05)
-    told.append(("noise", f"white by the outermost {samples.shape[1]} samples of k-space: there is no noise scan"))
-    return scan.mix_coils(whitening_matrix(noise_covariance(samples))), 1.0
-
-
-def _coil_maps(scan: Scan, options: SampleOptions, told: list[tuple[str, str]]) -> NDArray[np.complex64]:
-    if options.coil_maps is not None:
-        maps: NDArray[np.complex64] = np.asarray(read_array(options.coil_maps)).astype(np.complex64)
-        told.append(("coil maps", f"{len(maps)}, from {options.coil_maps}"))
-        return maps
-    if scan.coil_maps is not None:
-        stored: NDArray[np.complex64] = scan.coil_maps[0]
-        told.append(("coil maps", f"{len(stored)}, of the file"))
-        return stored
-    if scan.kspace.shape[1] == 1:
-        single: NDArray[np.complex64] = np.ones_like(scan.kspace[0])
-        return single
-    lines = scan.kspace[0] if scan.calibration is None else scan.calibration[0]
-    maps = espirit_maps(lines, threshold=ESPIRIT_THRESHOLD, crop=0.8)
-    told.append(("coil maps", f"{len(maps)}, by ESPIRiT"))
-    return maps
-
-
-def _compressed(scan: Scan, options: SampleOptions, told: list[tuple[str, str]]) -> Scan:
-    coils = scan.kspace.shape[1]
-    if options.coils is None or options.coils >= coils:
+    if options.coil_maps is None:
         return scan
-    if options.coil_maps is not None:
-        raise ValueError("--coils: coil maps of a file are of the scanner's own coils, expected one of the two")
-    _, matrix = compress_coils(scan.kspace, num_coils=options.coils)
-    told.append(("coils", f"{coils} compressed to {options.coils}"))
-    return scan.mix_coils(matrix)
+    maps = np.asarray(read_array(options.coil_maps)).astype(np.complex64)
+    at = options.index or 0
+    maps = maps[at] if maps.ndim == 4 and len(maps) > at else maps
+    if scan.oversampled and maps.shape != scan.kspace.shape[1:]:
+        scan = scan.without_oversampling()
+    if maps.shape != scan.kspace.shape[1:]:
+        want = shape_text(scan.kspace.shape[1:])
+        raise ValueError(f"{options.coil_maps}: maps have shape {shape_text(maps.shape)}, expected {want} as the scan")
+    return replace(scan, coil_maps=maps[None])
 
 
-def _undersampled(
-    scan: Scan, maps: NDArray[np.complex64], options: SampleOptions
-) -> tuple[NDArray[np.bool_], NDArray[np.complex64]]:
-    """A random mask of lines, and the image of all of k-space."""
-    if not scan.mask.all():
+def _fully_sampled(
+    kspace: NDArray[np.complex64], maps: NDArray[np.complex64], mask: NDArray[np.bool_], options: SampleOptions
+) -> NDArray[np.complex64]:
+    """The image of all of k-space, zero where there are no maps.
+
+    Raises: ValueError if only a part of k-space was measured.
+    """
+    if not mask.all():
         raise ValueError(
-            f"{options.data}: {scan.mask.mean():.1%} of k-space was measured, expected all of it for --acceleration"
+            f"{options.data}: {mask.mean():.1%} of k-space was measured, expected all of it for --acceleration"
         )
-    assert options.acceleration is not None
+    power = (np.abs(maps) ** 2).sum(axis=0, keepdims=True)
+    seen = power > 1e-3
+    image = likelihoods.Sense(torch.from_numpy(maps)).adjoint(torch.from_numpy(kspace)).numpy()
+    return np.where(seen, image / np.where(seen, power, 1), 0).astype(np.complex64)
+
+
+def _lines(scan: Scan, acceleration: float, seed: int) -> NDArray[np.bool_]:
+    """A random mask of lines along the readout."""
     plane = scan.kspace.shape[-2:]
     # cartesian_mask takes columns, along the last axis: lines of a readout along the second last.
     across = plane if scan.readout_axis == -2 else plane[::-1]
-    columns = likelihoods.cartesian_mask(across, options.acceleration, seed=options.seed).numpy() > 0
-    mask = columns if scan.readout_axis == -2 else columns.T
-    whole = likelihoods.Sense(torch.from_numpy(maps))
-    power = np.maximum((np.abs(maps) ** 2).sum(axis=0, keepdims=True), 1e-6)
-    truth = whole.adjoint(torch.from_numpy(scan.kspace[0])).numpy() / power
-    return mask, np.where(power > 1e-3, truth, 0).astype(np.complex64)
+    columns = likelihoods.cartesian_mask(across, acceleration, seed=seed).numpy() > 0
+    return columns if scan.readout_axis == -2 else columns.T
