@@ -4,7 +4,7 @@ BIN := .venv/bin
 PIP := $(BIN)/pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: demo test lint format bench clean help
+.PHONY: demo test lint format docs bench clean help
 
 demo: .venv/.demo-installed ## reconstruct an undersampled brain scan, with its uncertainty
 	$(BIN)/potentia demo
@@ -21,6 +21,9 @@ format: .venv/.dev-installed ## put imports and layout in order
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
+docs: .venv/.dev-installed ## the documentation as a site: docs/_build/html/index.html
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
+
 bench: .venv/.dev-installed ## time a step, a learned energy, the store and the import against what they are to be measured by
 	$(BIN)/python benchmarks/imports.py
 	$(BIN)/python benchmarks/step.py
@@ -28,7 +31,7 @@ bench: .venv/.dev-installed ## time a step, a learned energy, the store and the 
 	$(BIN)/python benchmarks/store.py
 
 clean: ## remove the environment, caches and whatever the demonstration wrote
-	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage build dist demo.zarr demo.png
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage build dist docs/_build demo.zarr demo.png
 	rm -rf src/*.egg-info *.egg-info src/.mypy_cache
 	find src annealers energies inference io likelihoods tests -name __pycache__ -type d -prune -exec rm -rf {} +
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from potentia.inference import DiagnosticWarning, map_estimate, sample, summary
     from potentia.io import Ensemble, open_ensemble
 
-__version__ = "0.1.0"
+    __version__: str
 
 __all__ = [
     "ConvergenceWarning",
@@ -53,11 +53,15 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Load a layer, or what the facade hands on from one, when it is first asked for."""
+    """Load a layer, or what the facade hands on from one, when first asked for; the version is the installed one."""
     if name in _LAYERS:
         return importlib.import_module(f"potentia.{name}")
     if name in _HOMES:
         return getattr(importlib.import_module(_HOMES[name]), name)
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("potentia")
     raise AttributeError(f"module 'potentia' has no attribute {name!r}")
 
 
