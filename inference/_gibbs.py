@@ -1,5 +1,6 @@
 """Gibbs sampling of an image and unknown parameters of its posterior."""
 
+import math
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -8,12 +9,17 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
-from potentia._algebra import Sum
-from potentia._potential import Potential
+from potentia._algebra import Sum, unscaled
+from potentia._potential import Likelihood, Potential
 from potentia._random import Generators
-from potentia.inference._parameters import Make, Parameter
+from potentia.inference._calibrated import Calibrated
+from potentia.inference._chained import Chained
+from potentia.inference._dps import DPS
+from potentia.inference._langevin import Langevin
+from potentia.inference._parameters import Make, Parameter, Weight
 from potentia.inference._per_chain import PerChain
 from potentia.inference._protocol import ADAPTED, NOTHING, Info, Memory, Sampler, State
+from potentia.inference._tempering import ParallelTempering
 
 IMAGE = "image"
 PREFIX = "parameter_"
@@ -42,23 +48,31 @@ class Gibbs(Sampler):
     parameters of its own, and goes its way alone. ``lp`` is the log density of image and parameters together.
 
     The image's sampler must leave p(image | parameters) as it is: what is wrong with that distribution (an annealed
-    sampler's mode weights, an unadjusted step too large) is wrong with that of the parameters too.
+    sampler's mode weights, an unadjusted step too large) is wrong with that of the parameters too. It must move each
+    chain by itself: samplers that weigh chains against one another (``SMC``, ``TwistedSMC``), look at the posterior
+    with images of their own (``Calibrated``, ``ParallelTempering``) or ask for the likelihood as such (``DPS``) are
+    refused.
 
     Raises: TypeError for blocks of another kind; ValueError without an "image" block, for a name that is no identifier,
-        an image sampler that couples chains without adapting, or a term that does not exist when sampled.
+        or an image sampler of those refused; when sampled, for a term that does not exist, or an unknown weight of one
+        of several priors whose ``normaliser`` is not given; FloatingPointError for images that are no longer finite.
     Source: Geman and Geman 1984; Bardsley 2012 for noise levels and prior weights in imaging.
     """
 
     blocks: Mapping[str, Sampler | Parameter]
-    _cache: "_Conditionals" = field(default_factory=lambda: _Conditionals(), init=False, repr=False, compare=False)
+    _cache: "_Cache" = field(default_factory=lambda: _Cache(), init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         blocks = dict(self.blocks)
         image = blocks.get(IMAGE)
         if not isinstance(image, Sampler):
             raise TypeError(f"Gibbs: the block 'image' is a {type(image).__name__}, expected a sampler of images")
-        if isinstance(image, Gibbs) or (image.couples_chains and not image.adapts):
-            raise ValueError(f"Gibbs: {image!r} couples the chains, expected a sampler that moves each by itself")
+        for stage in image.stages if isinstance(image, Chained) else (image,):
+            if isinstance(stage, _TOGETHER) or (stage.couples_chains and not stage.adapts):
+                raise ValueError(
+                    f"Gibbs: {stage!r} does not move each chain by itself, expected a sampler that does, such as "
+                    "ALPS(annealer), Langevin or MALA"
+                )
         built: set[str] = set()
         for name, block in blocks.items():
             if name == IMAGE:
@@ -120,7 +134,7 @@ class Gibbs(Sampler):
         """State of chains that start from x0, their parameters where those start."""
         each = _each(generator, len(x0))
         held = {PREFIX + name: p.start(each).double() for name, p in self.parameters.items()}
-        conditional = self._given(posterior, held)
+        conditional = self._given(posterior, held, x0.shape[1:])
         state = self.image.init(conditional, x0, generator)
         return state._replace(memory={**state.memory, **held})
 
@@ -129,8 +143,8 @@ class Gibbs(Sampler):
         held = {name: t for name, t in state.memory.items() if name.startswith(PREFIX)}
         own = {name: t for name, t in state.memory.items() if not name.startswith(PREFIX)}
         within = state.step % self.image.steps_per_draw
-        conditional = self._given(posterior, held)
-        inner = state._replace(step=within, memory=own or NOTHING)
+        conditional = self._given(posterior, held, state.x.shape[1:])
+        inner = state._replace(memory=own or NOTHING)
         if within == 0 and state.step > 0:
             inner = self._afresh(conditional, inner)
         inner, info = self.image.step(conditional, inner)
@@ -138,9 +152,8 @@ class Gibbs(Sampler):
         if within == self.image.steps_per_draw - 1:
             held = self._update(posterior, inner.x, held, _each(state.generator, len(inner.x)))
             value = self._value(posterior, inner.x, held, info.sigma)
-        memory = {**inner.memory, **held}
         told = {name: held[PREFIX + name] for name in self.parameters}
-        return inner._replace(step=state.step + 1, value=value, memory=memory), info._replace(parameters=told)
+        return inner._replace(value=value, memory={**inner.memory, **held}), info._replace(parameters=told)
 
     def freeze(self, memory: Memory) -> Memory:
         """Freeze what the image's sampler has learned."""
@@ -149,36 +162,43 @@ class Gibbs(Sampler):
 
     def _afresh(self, conditional: Potential, state: State) -> State:
         """The image's sampler at the start of another draw: the parameters have changed, so has its posterior."""
-        x = state.x
-        if self.image.independent_draws:
-            x = self.image.start(conditional, x.shape, x.dtype, state.generator)
-        fresh = self.image.init(conditional, x, state.generator)
+        if self.image.independent_draws or isinstance(self.image, Chained):
+            return state  # these start anew by themselves
+        fresh = self.image.init(conditional, state.x, state.generator)
         learned = {name: t for name, t in state.memory.items() if name.startswith(ADAPTED)}
-        return fresh._replace(memory={**fresh.memory, **learned})
+        white = _first_noise(self.image, conditional, state)
+        return fresh._replace(white=white, step=state.step, memory={**fresh.memory, **learned})
 
-    def _of_term(self, posterior: Potential) -> dict[str, dict[str, Parameter]]:
-        """The parameters of each term that has some, by the term's name."""
-        names = _by_name(posterior)
+    def _of_term(self, posterior: Potential, event_shape: tuple[int, ...]) -> dict[str, dict[str, Parameter]]:
+        """The parameters of each term that has some, by the term's name, their normalisers found where they can be."""
+        terms = _by_name(posterior)
+        priors = [name for name, term in terms.items() if not isinstance(unscaled(term), Likelihood)]
         found: dict[str, dict[str, Parameter]] = {}
         for name, parameter in self.parameters.items():
-            if parameter.term not in names:
+            if parameter.term not in terms:
                 raise ValueError(
-                    f"Gibbs: {name!r} belongs to the term {parameter.term!r}, expected one of {', '.join(names)}"
+                    f"Gibbs: {name!r} belongs to the term {parameter.term!r}, expected one of {', '.join(terms)}"
+                )
+            unsolved = isinstance(parameter, Weight) and parameter.normaliser is None
+            if unsolved and parameter.term in priors and len(priors) > 1:
+                raise ValueError(
+                    f"Gibbs: {name!r} is the weight of {parameter.term!r}, one of the priors {', '.join(priors)}, "
+                    "which have one normaliser together; expected its normaliser=Homogeneous(dims, degree)"
                 )
             found.setdefault(parameter.term, {})[name] = parameter
+        for term, parameters in found.items():
+            (name, parameter), *others = parameters.items()
+            if not others and isinstance(parameter, Weight):
+                parameters[name] = parameter.solved(terms[term], event_shape)
         return found
 
-    def _given(self, posterior: Potential, held: Mapping[str, Tensor]) -> Potential:
-        return self._cache.get(posterior, held, lambda: self._conditional(posterior, held))
+    def _model(self, posterior: Potential, event_shape: Sequence[int]) -> "_Model":
+        shape = tuple(event_shape)
+        return self._cache.model(posterior, shape, lambda: _Model(_by_name(posterior), self._of_term(posterior, shape)))
 
-    def _conditional(self, posterior: Potential, held: Mapping[str, Tensor]) -> Potential:
-        """The posterior of the image given each chain's parameters."""
-        parts = _by_name(posterior)
-        for name, parameters in self._of_term(posterior).items():
-            chains = len(held[PREFIX + next(iter(parameters))])
-            term = parts[name]
-            parts[name] = PerChain([_composed(term, parameters, held, c) for c in range(chains)])
-        return Sum(*(term.named(name) for name, term in parts.items()))
+    def _given(self, posterior: Potential, held: Mapping[str, Tensor], event_shape: Sequence[int]) -> Potential:
+        model = self._model(posterior, event_shape)
+        return self._cache.conditional(held, lambda: model.given(held))
 
     def _update(
         self,
@@ -187,10 +207,16 @@ class Gibbs(Sampler):
         held: Mapping[str, Tensor],
         generators: Sequence[torch.Generator],
     ) -> dict[str, Tensor]:
+        bad = ~torch.isfinite(x).flatten(1).all(dim=1)
+        if bool(bad.any()):
+            raise FloatingPointError(
+                f"Gibbs: {int(bad.sum())} of {len(bad)} chains are no longer finite, the first of them "
+                f"{int(bad.nonzero()[0])}; a smaller step size may help"
+            )
         held = dict(held)
-        of_term, parts = self._of_term(posterior), _by_name(posterior)
-        for name, parameter in self.parameters.items():
-            make = _maker(parts[parameter.term], of_term[parameter.term], held, name)
+        model = self._model(posterior, x.shape[1:])
+        for name in self.parameters:
+            parameter, make = model.of(name, held)
             held[PREFIX + name] = parameter.update(make, x, held[PREFIX + name], generators)
         return held
 
@@ -198,53 +224,102 @@ class Gibbs(Sampler):
         """-log density of image and parameters, None for a score-only prior."""
         if not posterior.has_value:
             return None
-        of_term, parts = self._of_term(posterior), _by_name(posterior)
+        model, shape = self._model(posterior, x.shape[1:]), tuple(x.shape[1:])
         with torch.no_grad():
-            total: Tensor = self._given(posterior, held)(x, sigma).double()
-        for name, parameter in self.parameters.items():
-            make = _maker(parts[parameter.term], of_term[parameter.term], held, name)
-            total = total + parameter.potential(make, held[PREFIX + name], tuple(x.shape[1:])).to(total.device)
+            total: Tensor = self._given(posterior, held, shape)(x, sigma).double()
+        for name in self.parameters:
+            parameter, make = model.of(name, held)
+            total = total + parameter.potential(make, held[PREFIX + name], shape).to(total.device)
         return total
 
 
-class _Conditionals:
-    """The last conditional posterior, so that the steps of a draw share it and what their sampler prepares for it."""
+# Samplers that evaluate the posterior at other images than one a chain, or whose likelihood must be one.
+_TOGETHER = (Calibrated, DPS, Gibbs, ParallelTempering)
+
+
+class _Model:
+    """The terms of a posterior and the parameters that they have, by the terms' names.
+
+    Of each chain it keeps the term that was built last, which is the one under the parameter's value most of the time.
+    """
+
+    def __init__(self, terms: Mapping[str, Potential], parameters: Mapping[str, Mapping[str, Parameter]]) -> None:
+        self._terms = terms
+        self._parameters = parameters
+        self._built: dict[tuple[str, int], tuple[float, Potential]] = {}
+
+    def given(self, held: Mapping[str, Tensor]) -> Potential:
+        """The posterior of the image given each chain's parameters."""
+        parts = dict(self._terms)
+        for name, parameters in self._parameters.items():
+            chains = len(held[PREFIX + next(iter(parameters))])
+            parts[name] = PerChain([self._composed(name, held, c) for c in range(chains)])
+        return Sum(*(term.named(name) for name, term in parts.items()))
+
+    def of(self, name: str, held: Mapping[str, Tensor]) -> tuple[Parameter, Make]:
+        """A parameter, and the term of a chain as a function of it, the others held."""
+        term, parameter = next((t, own[name]) for t, own in self._parameters.items() if name in own)
+
+        def make(chain: int, value: float) -> Potential:
+            return self._composed(term, {**held, PREFIX + name: torch.full_like(held[PREFIX + name], value)}, chain)
+
+        return parameter, make
+
+    def _composed(self, name: str, held: Mapping[str, Tensor], chain: int) -> Potential:
+        term = self._terms[name]
+        for own, parameter in self._parameters[name].items():
+            value = float(held[PREFIX + own][chain])
+            term = self._build(own, parameter, value, chain) if parameter.rebuilds else parameter.given(term, value)
+        return term
+
+    def _build(self, name: str, parameter: Parameter, value: float, chain: int) -> Potential:
+        last = self._built.get((name, chain))
+        if last is None or last[0] != value:
+            last = self._built[name, chain] = value, parameter.given(self._terms[parameter.term], value)
+        return last[1]
+
+
+class _Cache:
+    """The model of the last posterior and its last conditional, so that the steps of a draw share what they prepare."""
 
     def __init__(self) -> None:
         self._posterior: Callable[[], Potential | None] = lambda: None
+        self._shape: tuple[int, ...] = ()
+        self._model: _Model | None = None
         self._held: dict[str, Tensor] = {}
         self._made: Potential | None = None
 
-    def get(self, posterior: Potential, held: Mapping[str, Tensor], make: Callable[[], Potential]) -> Potential:
-        same = self._posterior() is posterior and all(t is self._held.get(name) for name, t in held.items())
-        if self._made is None or not same:
-            self._made, self._posterior, self._held = make(), weakref.ref(posterior), dict(held)
+    def model(self, posterior: Potential, event_shape: tuple[int, ...], make: Callable[[], _Model]) -> _Model:
+        if self._model is None or self._posterior() is not posterior or self._shape != event_shape:
+            self._model, self._posterior, self._shape, self._made = make(), weakref.ref(posterior), event_shape, None
+        return self._model
+
+    def conditional(self, held: Mapping[str, Tensor], make: Callable[[], Potential]) -> Potential:
+        """The conditional of the model given last, which is called for first."""
+        if self._made is None or any(t is not self._held.get(name) for name, t in held.items()):
+            self._made, self._held = make(), dict(held)
         return self._made
 
-    def __reduce__(self) -> "tuple[type[_Conditionals], tuple[()]]":
-        return _Conditionals, ()
+    def __reduce__(self) -> "tuple[type[_Cache], tuple[()]]":
+        return _Cache, ()
+
+
+def _first_noise(image: Sampler, conditional: Potential, state: State) -> tuple[Tensor, ...] | None:
+    """Random numbers for the Leimkuhler-Matthews rule to go on with from a draw, once the parameters have changed.
+
+    Those carried over are a part of the image, which the parameters were drawn from. New ones are not, and the step
+    would have half of the noise that keeps the image's law: sqrt(3 - 2 eps) times as large, they keep a Gaussian of
+    precision P^-1, and others up to eps^2.
+    """
+    if state.white is None or not isinstance(image, Langevin):
+        return None
+    p = image._preconditioner(conditional, state.x)
+    size = math.sqrt(max(3 - 2 * image.step_size, 0.0))
+    return tuple(size * n for n in p.white(state.generator, tuple(state.x.shape), state.x.dtype))
 
 
 def _by_name(posterior: Potential) -> dict[str, Potential]:
     return dict(posterior.terms) if isinstance(posterior, Sum) else {posterior.name: posterior}
-
-
-def _composed(
-    term: Potential, parameters: Mapping[str, Parameter], held: Mapping[str, Tensor], chain: int
-) -> Potential:
-    for name, parameter in parameters.items():
-        term = parameter.given(term, float(held[PREFIX + name][chain]))
-    return term
-
-
-def _maker(term: Potential, parameters: Mapping[str, Parameter], held: Mapping[str, Tensor], name: str) -> Make:
-    """The term of a chain as a function of one of its parameters."""
-
-    def make(chain: int, value: float) -> Potential:
-        changed = {**held, PREFIX + name: torch.full_like(held[PREFIX + name], value)}
-        return _composed(term, parameters, changed, chain)
-
-    return make
 
 
 def _each(generator: Generators, chains: int) -> Sequence[torch.Generator]:

@@ -3,22 +3,23 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 from torch import Tensor
 
 from potentia._algebra import scale, unscaled
 from potentia._potential import Likelihood, Potential, Sigma
-from potentia._random import standard_normal
-from potentia._validate import count, positive
+from potentia._random import standard_gamma, standard_normal
+from potentia._validate import count, positive, shape_text
+from potentia.inference._per_chain import PerChain
 from potentia.inference._protocol import Sampler
 from potentia.inference._pyro import Homogeneous
 
 if TYPE_CHECKING:
-    from torch.distributions import Distribution, Transform
+    from torch.distributions import Distribution
 
 Build = Callable[[float], Potential]
 LogDensity = Callable[[Tensor], Tensor]
@@ -91,6 +92,19 @@ class Weight(Parameter):
     def _values(self, weights: Tensor) -> Tensor:
         return weights
 
+    @property
+    def _unit(self) -> float:
+        """The value under which the term is as it was built."""
+        return float(self._values(torch.ones((), dtype=torch.float64)))
+
+    @property
+    def _title(self) -> str:
+        return f"{type(self).__name__} of {self.term}"
+
+    def solved(self, term: Potential, event_shape: tuple[int, ...]) -> Self:
+        """The same with the ``normaliser`` of this term, which is found by solving for its minimum."""
+        return replace(self, normaliser=self._law(term, event_shape))
+
     def _law(self, term: Potential, event_shape: tuple[int, ...]) -> Homogeneous:
         return Homogeneous.of(term, event_shape) if self.normaliser is None else self.normaliser
 
@@ -104,24 +118,24 @@ class Weight(Parameter):
 
     def update(self, make: Make, x: Tensor, values: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
         """Draw from the Gamma distribution that w has given x."""
-        unit = float(self._values(torch.ones((), dtype=torch.float64)))
-        shapes, rates = [], []
-        for c in range(len(values)):
-            term = make(c, unit)
-            law = self._law(term, tuple(x.shape[1:]))
-            with torch.no_grad():
-                excess = float(term(x[c : c + 1])) - law.minimum
-            shapes.append(self.shape + law.dims / law.degree)
-            rates.append(self.rate + max(excess, 0.0))
-        drawn = _gamma(torch.tensor(shapes), generators)
-        return self._values(drawn / torch.tensor(rates, dtype=torch.float64))
+        terms = [make(c, self._unit) for c in range(len(values))]
+        laws = [self._law(term, tuple(x.shape[1:])) for term in terms]
+        with torch.no_grad():
+            level = PerChain(terms)(x).double().cpu()
+        excess = level - torch.tensor([law.minimum for law in laws], dtype=torch.float64)
+        if not bool(torch.isfinite(excess).all()):
+            c = int((~torch.isfinite(excess)).nonzero()[0])
+            raise FloatingPointError(
+                f"{self._title}: U is {float(level[c]):g} at the image of chain {c}, expected a finite number"
+            )
+        shapes = self.shape + torch.tensor([law.dims / law.degree for law in laws], dtype=torch.float64)
+        return self._values(_gamma(shapes, generators) / (self.rate + excess.clamp_min(0.0)))
 
     def potential(self, make: Make, values: Tensor, event_shape: tuple[int, ...]) -> Tensor:
         """-log Gamma(w) + log Z(w), as a density of w."""
         w = self._weights(values)
-        unit = float(self._values(torch.ones((), dtype=torch.float64)))
         constant = math.lgamma(self.shape) - self.shape * math.log(self.rate)
-        normaliser = [self._law(make(c, unit), event_shape)(one) for c, one in enumerate(w)]
+        normaliser = [self._law(make(c, self._unit), event_shape)(one) for c, one in enumerate(w)]
         return constant - (self.shape - 1) * w.log() + self.rate * w + torch.stack(normaliser)
 
 
@@ -133,6 +147,9 @@ class NoiseStd(Weight):
     covariance, it is what all of them are multiplied by. With N real numbers measured and L the likelihood as built,
     ``1 / tau^2 | x ~ Gamma(shape + N/2, rate + L(x))``, drawn exactly. The prior's mean of 1 / tau^2 is shape / rate:
     ``shape=1, rate=0.01`` says little about a tau around 0.1.
+
+    Raises: as ``Weight``; when sampled, TypeError for a prior, ValueError for a likelihood that is not of degree 2, as
+        Laplace noise.
     """
 
     term: str = "gaussian"
@@ -144,6 +161,20 @@ class NoiseStd(Weight):
 
     def _values(self, weights: Tensor) -> Tensor:
         return weights**-0.5
+
+    def _law(self, term: Potential, event_shape: tuple[int, ...]) -> Homogeneous:
+        if not isinstance(unscaled(term), Likelihood):
+            raise TypeError(
+                f"{self._title}: the term is a prior, {term.describe()}, expected the name of the likelihood; use "
+                "Weight for a prior"
+            )
+        law = super()._law(term, event_shape)
+        if law.degree != 2:
+            raise ValueError(
+                f"{self._title}: the term is homogeneous of degree {law.degree:g}, expected the 2 of Gaussian noise; "
+                "use Weight, which is 1 / scale of Laplace noise"
+            )
+        return law
 
 
 @dataclass(frozen=True)
@@ -160,10 +191,13 @@ class Unknown(Parameter):
       that only adjusted samplers are taken.
 
     A likelihood counts with its ``log_normaliser``, which may depend on the parameter; a prior term that ``build``
-    returns must be normalised, or differ by a constant from that. ``start`` is where the chains start (None: the
+    returns must be normalised, or differ by a constant from that. ``initial`` is where the chains start (None: the
     prior's mean), spread by ``width`` on the real line.
 
-    Raises: TypeError for a prior without ``log_prob`` or a kernel of another kind; ValueError for numbers out of range.
+    Raises: TypeError for a prior without ``log_prob`` and ``support`` or a kernel of another kind; ValueError for a
+        prior that is discrete or not over one real number, ``initial`` outside of its support, or numbers out of range;
+        when sampled, ValueError where ``build`` or what it builds fails, FloatingPointError for a density that is NaN
+        or infinite, or zero where a chain stands.
     Source: Neal 2003, figures 3 and 5, slice sampling.
     """
 
@@ -179,8 +213,9 @@ class Unknown(Parameter):
     def __post_init__(self) -> None:
         if not callable(self.build):
             raise TypeError(f"Unknown: build is a {type(self.build).__name__}, expected a function of the value")
-        if not hasattr(self.prior, "log_prob"):
+        if not hasattr(self.prior, "log_prob") or getattr(self.prior, "support", None) is None:
             raise TypeError(f"Unknown: prior is a {type(self.prior).__name__}, expected a torch or Pyro distribution")
+        self._check_prior()
         if self.kernel is not None and not (isinstance(self.kernel, Sampler) and hasattr(self.kernel, "_metric")):
             raise TypeError(
                 f"Unknown: kernel is a {type(self.kernel).__name__}, expected None or a Metropolis-adjusted sampler"
@@ -194,25 +229,59 @@ class Unknown(Parameter):
         name = getattr(self.build, "__qualname__", type(self.build).__name__)
         return f"Unknown(term={self.term!r}, build={name}, prior={self.prior!r}, kernel={self.kernel!r})"
 
+    def _check_prior(self) -> None:
+        shape = tuple(self.prior.batch_shape) + tuple(self.prior.event_shape)
+        if shape or self._support.is_discrete:
+            what = "discrete" if not shape else f"of numbers of shape {shape_text(shape)}"
+            raise ValueError(f"Unknown: the prior of {self.term} is {what}, expected one of one real number")
+        if self.initial is not None and not self._supported(torch.tensor(self.initial, dtype=torch.float64)):
+            raise ValueError(
+                f"Unknown: initial is {self.initial:g}, outside of the prior of {self.term}, whose support is "
+                f"{self._support}"
+            )
+
+    def _supported(self, value: Tensor) -> bool:
+        return bool(self._support.check(value)) and bool(torch.isfinite(value))
+
+    @property
+    def _support(self) -> Any:
+        return self.prior.support
+
     @cached_property
-    def _to_support(self) -> "Transform":
+    def _to_support(self) -> Any:  # a Transform, which torch leaves untyped
         from torch.distributions import biject_to
 
-        transform: Transform = biject_to(self.prior.support)
-        return transform
+        return biject_to(self._support)
+
+    def _middle(self) -> Tensor:
+        try:
+            middle = torch.as_tensor(self.prior.mean if self.initial is None else self.initial, dtype=torch.float64)
+        except NotImplementedError:
+            middle = torch.tensor(math.nan)
+        if not bool(torch.isfinite(middle)):
+            raise ValueError(f"Unknown: the prior of {self.term} has no mean, expected initial")
+        return middle
 
     def start(self, generators: Sequence[torch.Generator]) -> Tensor:
         """Around ``initial``."""
-        middle = torch.as_tensor(self.prior.mean if self.initial is None else self.initial, dtype=torch.float64)
-        if not bool(torch.isfinite(middle)):
-            raise ValueError(f"Unknown: the prior of {self.term} has no mean, expected initial")
+        middle = self._middle()
         spread = standard_normal((len(generators), 1), generators, dtype=torch.float64, device="cpu")[:, 0]
         values: Tensor = self._to_support(self._to_support.inv(middle) + self.width * spread)
         return values
 
     def given(self, term: Potential, value: float) -> Potential:
         """The term built anew, under the name that it has in the posterior."""
-        return self.build(value).named(self.term)
+        try:
+            built = self.build(value)
+        except Exception as err:
+            raise ValueError(f"{self._title}: build({value:.6g}) failed: {type(err).__name__}: {err}") from err
+        if not isinstance(built, Potential):
+            raise TypeError(f"{self._title}: build({value:.6g}) gave a {type(built).__name__}, expected a potential")
+        return built.named(self.term)
+
+    @property
+    def _title(self) -> str:
+        return f"Unknown of {self.term}"
 
     def potential(self, make: Make, values: Tensor, event_shape: tuple[int, ...]) -> Tensor:
         """-log prior, and the normalisers of likelihoods."""
@@ -229,15 +298,27 @@ class Unknown(Parameter):
 
         def log_density(u: Tensor) -> Tensor:
             value = transform(u)
-            total = self._log_prior(value) + transform.log_abs_det_jacobian(u, value)
-            if not bool(torch.isfinite(total)):
+            if not self._supported(value):  # by rounding, far out on the line
                 return torch.tensor(-math.inf, dtype=torch.float64)
-            built = make(float(value))
-            with torch.no_grad():
-                density: Tensor = total - float(built(x)) - _log_normaliser(built)
+            total: Tensor = self._log_prior(value) + transform.log_abs_det_jacobian(u, value)
+            if float(total) == -math.inf:
+                return total
+            density: Tensor = total - self._level(make(float(value)), x, float(value))
+            if bool(density.isnan()) or float(density) == math.inf:
+                raise FloatingPointError(f"{self._title}: its log density is {float(density)} at {float(value):.6g}")
             return density
 
         return log_density
+
+    def _level(self, built: Potential, x: Tensor, value: float) -> float:
+        """U at the image, and the log of its normaliser."""
+        try:
+            with torch.no_grad():
+                return float(built(x)) + _log_normaliser(built)
+        except Exception as err:
+            raise ValueError(
+                f"{self._title}: what build({value:.6g}) gives failed at the image: {type(err).__name__}: {err}"
+            ) from err
 
     def update(self, make: Make, x: Tensor, values: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
         """Move each chain's value in turn."""
@@ -245,6 +326,11 @@ class Unknown(Parameter):
         for c, generator in enumerate(generators):
             density = self._density(partial(make, c), x[c : c + 1])
             u = self._to_support.inv(values[c])
+            if float(density(u)) == -math.inf:
+                raise FloatingPointError(
+                    f"{self._title}: chain {c} stands at {float(values[c]):.6g}, where its density is zero; expected "
+                    "an initial, with a width, within the prior's and the data's support"
+                )
             for _ in range(self.num_updates):
                 if self.kernel is None:
                     u = slice_sample(density, u, self.width, generator)
@@ -263,7 +349,7 @@ def _gamma(shapes: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
     """Gamma draws of rate one, each from its chain's generator: (chains,), float64."""
     shapes = shapes.double().cpu()
     # Drawn on the CPU, by a generator seeded from the chain's, so that the chain's may live on a GPU.
-    drawn = [torch._standard_gamma(s, generator=_cpu(g)) for s, g in zip(shapes, generators, strict=True)]
+    drawn = [standard_gamma(s, _cpu(g)) for s, g in zip(shapes, generators, strict=True)]
     return torch.stack(drawn)
 
 
@@ -306,8 +392,10 @@ def slice_sample(
         right += width
     while True:
         new = torch.tensor(left + (right - left) * uniform(), dtype=torch.float64)
-        if float(log_density(new)) > level or right - left < 1e-12 * (1 + abs(float(u))):
+        if float(log_density(new)) > level:
             return new
+        if right - left < 1e-12 * (1 + abs(float(u))):
+            return u
         if float(new) < float(u):
             left = float(new)
         else:

@@ -26,6 +26,7 @@ class Predictive(Protocol):
 
     def misfit(self, x: Tensor, y: Tensor) -> Tensor:
         """L(x) had y been measured: x (*batch, C, H, W) and y (*batch, *measurement) -> (*batch,)."""
+        ...
 
 
 @dataclass(frozen=True, eq=False)

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from potentia._random import standard_normal
+from potentia._random import standard_gamma, standard_normal
 from potentia.likelihoods._forward_model import ForwardModel
 from potentia.likelihoods._noise import AdditiveNoise, noise_parameter, number_text
 
@@ -32,7 +32,8 @@ class Laplace(AdditiveNoise):
         return r.abs()
 
     def _slope(self, r: Tensor) -> Tensor:
-        return r.sign()
+        # torch takes the sign of NaN for zero.
+        return torch.where(r.isnan(), r, r.sign())
 
     def curvatures(self, z: Tensor) -> Tensor:
         return self.scale.reciprocal().square()
@@ -86,7 +87,7 @@ class StudentT(AdditiveNoise):
         parts = torch.view_as_real(n) if z.is_complex() else n
         half = 0.5 * self.dof.expand(z.shape)
         half = half[..., None].expand(parts.shape) if z.is_complex() else half
-        parts = parts / (torch._standard_gamma(half.to(parts).contiguous(), generator=generator) / half).sqrt()
+        parts = parts / (standard_gamma(half.to(parts), generator) / half).sqrt()
         return z + self.scale * (torch.view_as_complex(parts) if z.is_complex() else parts)
 
     def log_normalisers(self) -> Tensor:

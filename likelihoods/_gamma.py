@@ -5,6 +5,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from potentia._random import standard_gamma
 from potentia.likelihoods._counts import deviance
 from potentia.likelihoods._forward_model import ForwardModel
 from potentia.likelihoods._noise import NoiseModel, noise_parameter, number_text
@@ -60,8 +61,8 @@ class Gamma(NoiseModel):
 
     def draw(self, z: Tensor, generator: torch.Generator) -> Tensor:
         """Intensities, positive ones: what underflows is the least positive number."""
-        looks = self.looks.expand(z.shape).to(z).contiguous()
-        n = torch._standard_gamma(looks, generator=generator) / looks
+        looks = self.looks.expand(z.shape).to(z)
+        n = standard_gamma(looks, generator) / looks
         return (z * n).clamp_min(torch.finfo(z.dtype).tiny)
 
     def log_normalisers(self) -> Tensor:

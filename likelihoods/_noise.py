@@ -311,10 +311,9 @@ def noise_parameter(where: str, what: str, value: Any, data: Tensor, *, zero: bo
 
 def broadcasts(t: Tensor, data: Tensor) -> bool:
     """Whether a tensor broadcasts to the shape of the data."""
-    try:
-        return tuple(torch.broadcast_shapes(t.shape, data.shape)) == tuple(data.shape)
-    except RuntimeError:
-        return False
+    # torch.broadcast_shapes would import SymPy, and be asked at every likelihood that is built.
+    sizes = zip(reversed(t.shape), reversed(data.shape), strict=False)
+    return t.dim() <= data.dim() and all(n in (1, wanted) for n, wanted in sizes)
 
 
 def _misfit_text(where: str, what: str, t: Tensor, data: Tensor) -> str:

@@ -59,6 +59,17 @@ def on_a_grid(make: Callable[[Any], Likelihood], noise: Callable[[Any], Any]) ->
     return simulate
 
 
+BRIGHT, DARK, READ = (
+    5.0,
+    20.0,
+    5.0,
+)  # gain, background and read noise, at which the saddle point is exact to 0.0006 nats
+
+
+def photons(x: Any, g: np.random.Generator, gain: float = BRIGHT) -> Any:
+    return g.poisson(np.maximum(gain * x + DARK, 0)) + READ * g.standard_normal(SHAPE)
+
+
 PROBLEMS: dict[str, Callable[[np.random.Generator, int], Simulated]] = {
     "gaussian": gaussian,
     "poisson": poisson,
@@ -71,6 +82,7 @@ PROBLEMS: dict[str, Callable[[np.random.Generator, int], Simulated]] = {
         lambda y: likelihoods.Rician(y, None, 0.4),
         lambda x, g: np.hypot(x + 0.4 * g.standard_normal(SHAPE), 0.4 * g.standard_normal(SHAPE)),
     ),
+    "poisson-gaussian": on_a_grid(lambda y: likelihoods.PoissonGaussian(y, None, READ, BRIGHT, DARK), photons),
     "quantised": on_a_grid(
         lambda y: likelihoods.Quantised(y, None, 0.4, 0.5, low=-1.0, high=1.5),
         lambda x, g: np.clip(0.5 * np.round((x + 0.4 * g.standard_normal(SHAPE)) / 0.5), -1, 1.5),
@@ -82,18 +94,48 @@ def largest(y: Tensor, x: Tensor) -> Tensor:
     return (y - x).abs().amax(dim=(-3, -2, -1))
 
 
-@pytest.mark.parametrize("statistic", ["deviance", largest])
-@pytest.mark.parametrize("name", PROBLEMS)
-def test_sampled_p_values_are_uniform(name: str, statistic: Any) -> None:
+def p_values(problem: Callable[..., Simulated], statistic: Any = "deviance", number: int = REPLICATIONS) -> list[float]:
     g = np.random.default_rng(7)
     found = []
-    for seed in range(REPLICATIONS):
-        likelihood, draws = PROBLEMS[name](g, 3)
+    for seed in range(number):
+        likelihood, draws = problem(g, 3)
         check = posterior_predictive_check(
             likelihood, draws, statistic, method="sampled", num_replications=99, seed=seed
         )
         found.append(check.p_value)
+    return found
+
+
+@pytest.mark.parametrize("statistic", ["deviance", largest])
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_sampled_p_values_are_uniform(name: str, statistic: Any) -> None:
+    found = p_values(PROBLEMS[name], statistic)
     assert scipy.stats.kstest(found, "uniform").pvalue > 1e-3
+    # Of a uniform law, mean and variance have these Monte-Carlo errors: 1 / 12, and 1 / 180 for that of the squares.
+    assert abs(np.mean(found) - 1 / 2) < 4 * math.sqrt(1 / 12 / len(found))
+    assert abs(np.var(found) - 1 / 12) < 4 * math.sqrt(1 / 180 / len(found))
+
+
+MISFITS: dict[str, Callable[..., Simulated]] = {
+    "a gain too small": on_a_grid(
+        lambda y: likelihoods.PoissonGaussian(y, None, READ, BRIGHT, DARK), lambda x, g: photons(x, g, 3 * BRIGHT)
+    ),
+    "more read noise": on_a_grid(
+        lambda y: likelihoods.PoissonGaussian(y, None, READ, BRIGHT, DARK),
+        lambda x, g: photons(x, g) + 3 * READ * g.standard_normal(SHAPE),
+    ),
+    "a gain too small, poisson": on_a_grid(
+        lambda y: likelihoods.Poisson(y, None, BRIGHT, DARK),
+        lambda x, g: g.poisson(np.maximum(3 * BRIGHT * x + DARK, 0)).astype(np.float64),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MISFITS)
+def test_p_values_of_a_wrong_model_are_not(name: str) -> None:
+    found = p_values(MISFITS[name], number=60)
+    assert scipy.stats.kstest(found, "uniform").pvalue < 1e-6
+    assert np.mean(found) < 0.5 - 4 * math.sqrt(1 / 12 / len(found))
 
 
 def test_posterior_p_values_crowd_around_one_half() -> None:

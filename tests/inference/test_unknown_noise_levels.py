@@ -76,6 +76,58 @@ def test_weights_of_homogeneous_noise_are_noise_levels(kind: type[Likelihood]) -
     check_against_the_integral(run(model), *log_scale_moments(density))
 
 
+FAR = torch.tensor([[[0.3, -1.2, 2.5, 0.1, 1.9, -2.2]]], dtype=torch.float64)
+
+
+def half_normal_scene(**normalisers: None) -> tuple[Callable[[], None], Likelihood]:
+    """Pixels N(0, 1), and a noise level with the prior of half a normal variable."""
+    data = likelihoods.Gaussian(FAR, None, 1.0).named("data")
+    scene = pyro_model(energies.Gaussian(torch.zeros_like(FAR), 1.0) + data, init_std=0.5, normalisers=normalisers)
+
+    def model() -> None:
+        noise_std = pyro.sample("noise_std", dist.HalfNormal(torch.ones((), dtype=torch.float64)))
+        scene(data=noise_std**-2)
+
+    return model, data
+
+
+def log_joint(model: Callable[[], None], noise_std: float, x: Tensor) -> float:
+    values = {"noise_std": torch.tensor(noise_std, dtype=torch.float64), "x": x}
+    return float(pyro.poutine.trace(pyro.poutine.condition(model, values)).get_trace().log_prob_sum())
+
+
+def test_the_density_of_a_half_normal_noise_level_is_written_out() -> None:
+    """Up to one constant for all noise levels and images; without the normaliser it is 6 log noise_std off."""
+    g = torch.Generator().manual_seed(0)
+    model, _ = half_normal_scene()
+    bare, _ = half_normal_scene(data=None)
+    off, left_out = [], []
+    for noise_std in (0.05, 0.4, 1.0, 3.0):
+        x = torch.randn(FAR.shape, generator=g, dtype=torch.float64)
+        want = float(dist.HalfNormal(1.0).log_prob(torch.tensor(noise_std, dtype=torch.float64)))
+        want += float(dist.Normal(x, noise_std).log_prob(FAR).sum() + dist.Normal(0.0, 1.0).log_prob(x).sum())
+        off.append(log_joint(model, noise_std, x) - want)
+        left_out.append(log_joint(bare, noise_std, x) - want - FAR.numel() * math.log(noise_std))
+    assert max(off) - min(off) < 1e-9
+    assert max(left_out) - min(left_out) < 1e-9
+
+
+def test_nuts_samples_a_half_normal_noise_level_beside_the_image() -> None:
+    """Against the marginal law: y alone is N(0, 1 + noise_std^2), so that the noise level's density is a line's."""
+    pyro.set_rng_seed(5)
+    model, _ = half_normal_scene()
+    mcmc = MCMC(NUTS(model, init_strategy=init_to_sample, max_tree_depth=5), 300, 100, disable_progbar=True)
+    mcmc.run()
+    draws = mcmc.get_samples(group_by_chain=True)["noise_std"]
+    s = torch.linspace(1e-3, 6, 6000, dtype=torch.float64)
+    spread = 1 + s.square()
+    log = -0.5 * s.square() - 0.5 * FAR.numel() * spread.log() - 0.5 * FAR.square().sum() / spread
+    mass = (log - log.max()).exp()
+    mass = mass / mass.sum()
+    mean = float((mass * s).sum())
+    check_against_the_integral(draws, mean, float((mass * (s - mean).square()).sum()) ** 0.5)
+
+
 def test_the_scale_of_students_t_enters_through_a_factor() -> None:
     scene = pyro_model(energies.Gaussian(torch.zeros_like(Y), 1.0), init_std=0.5)
     base = likelihoods.StudentT(Y, None, 1.0, 3.0)

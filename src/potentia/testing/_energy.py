@@ -28,6 +28,9 @@ from potentia.testing._probe import (
 from potentia.testing._report import fail, require, require_close, require_refusal, subject
 from potentia.testing._scales import check_scale_argument
 
+_ENTRIES = 48  # pixels whose entries of the gradient are looked at one by one
+_ROUNDING = 1e-12  # of sums in double precision, relative
+
 
 def check_energy(
     potential: Potential,
@@ -44,7 +47,9 @@ def check_energy(
     The identities, in order: purity; shapes and dtypes; the gradient against differences and autograd; values and
     gradients in one evaluation; batch entries on their own; single precision; the scale argument; refusals. Numbers are
     compared in double precision, on a copy. Differences are extrapolated and bring their own error estimate e: the
-    gradient g may be off by ``tolerance`` |g| + 10 e along unit vectors. Single precision may be off by
+    gradient g may be off by ``tolerance`` |g| + 10 e along unit vectors, and each of its entries by the same of that
+    entry alone, so that one at a steep wall does not hide the others (of large images, 48 pixels picked at random).
+    Single precision may be off by
     ``single_tolerance``, relative, plus what the rounding of x alone amounts to.
 
     A ``forward`` that is not attached to a graph is not compared with autograd.
@@ -63,6 +68,8 @@ def check_energy(
         size = gradient_size(double, images, scale, generator)
         within = max(tolerance, rounding)
         _check_against_differences(where, double, images, scale, size, generator, directions, within)
+        least = rounding if rounding > tolerance else _ROUNDING
+        _check_entries(where, double, images, scale, generator, within, least * size)
         _check_against_autograd(where, double, images, scale, rounding * size)
         _check_value_and_grad(where, double, images, scale, size, rounding)
     else:
@@ -138,6 +145,44 @@ def _check_against_differences(
         require(smooth, where, "is smooth around x", f"differences off by {float(error.max()):.2g}", "them to converge")
         bound = tolerance * size + 10 * error
         require_close(where, "grad is the derivative of forward (differences)", inner(grad, unit), want, bound)
+
+
+def _check_entries(
+    where: str,
+    potential: Potential,
+    x: Tensor,
+    sigma: Sigma,
+    generator: torch.Generator,
+    tolerance: float,
+    slack: Tensor,
+) -> None:
+    """Entry by entry, relative to the entry itself; ``slack`` (N,) is what rounding amounts to."""
+    axes = _axes(x, generator)
+    got = inner(potential.grad(x, sigma)[:, None], axes)
+    step = 0.05 * scale_of(x)
+
+    def along(t: float) -> Tensor:
+        moved = (x[:, None] + t * axes).flatten(0, 1)
+        value: Tensor = potential(moved, sigma)
+        return value.detach().double().reshape(len(x), len(axes))
+
+    want, error = derivative(along, step)
+    bound = tolerance * got.abs() + 10 * error + slack[:, None]
+    if bool(((got - want).abs() > bound).any()):
+        # An estimate that is small by accident at one step is not so at another.
+        again, more = derivative(along, 0.137 * step)
+        bound = torch.maximum(bound, (want - again).abs() + 10 * more)
+    require_close(where, "each entry of grad is the derivative of forward (differences)", got, want, bound)
+
+
+def _axes(x: Tensor, generator: torch.Generator) -> Tensor:
+    """Unit images of single pixels, both parts of complex ones: (K, C, H, W)."""
+    numel = x[0].numel()
+    picked = torch.randperm(numel, generator=generator, device=generator.device)[:_ENTRIES].sort().values.to(x.device)
+    flat = torch.zeros(len(picked), numel, dtype=x.dtype, device=x.device)
+    flat[torch.arange(len(picked), device=x.device), picked] = 1
+    units: Tensor = flat.reshape(-1, *x.shape[1:])
+    return torch.cat([units, 1j * units]) if x.is_complex() else units
 
 
 def _check_against_autograd(where: str, potential: Potential, x: Tensor, sigma: Sigma, room: Tensor) -> None:

@@ -97,11 +97,13 @@ NOISE: "dict[type, dict[str, Maker[Likelihood]]]" = {
             _counts(s, 60), _inpainting(s), 2.0, s.positive(*s.shape) + 60
         ),
         "nonlinear": lambda s: likelihoods.Poisson(_counts(s, 80), ToneCurve(), 1.5, 80.0),
+        "dark": lambda s: likelihoods.Poisson(_counts(s, 3), None, 2.0),
     },
     likelihoods.PoissonGaussian: {
         "with background": lambda s: likelihoods.PoissonGaussian(
             _counts(s, 60) + 2 * s.normal(*s.shape), _inpainting(s), 2.0, 2.0, 60.0
         ),
+        "dark": lambda s: likelihoods.PoissonGaussian(_counts(s, 3) + s.normal(*s.shape), None, 1.0, 2.0),
     },
     likelihoods.Rician: {
         "real images": lambda s: likelihoods.Rician(s.normal(*s.shape).abs(), None, 0.7),
@@ -122,6 +124,7 @@ NOISE: "dict[type, dict[str, Maker[Likelihood]]]" = {
     },
     likelihoods.Gamma: {
         "4 looks": lambda s: likelihoods.Gamma(s.positive(*s.shape), Exponential(), 4.0),
+        "dark": lambda s: likelihoods.Gamma(s.positive(*s.shape), None, 4.0),
     },
     likelihoods.Quantised: {
         "coarse": lambda s: _quantised(s, 0.5),
