@@ -33,7 +33,7 @@ bench: .venv/.dev-installed ## time a step, a learned energy, the store and the 
 clean: ## remove the environment, caches and whatever the demonstration wrote
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage build dist docs/_build demo.zarr demo.png
 	rm -rf src/*.egg-info *.egg-info src/.mypy_cache
-	find src annealers energies inference io likelihoods tests -name __pycache__ -type d -prune -exec rm -rf {} +
+	find src annealers docs energies inference io likelihoods tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1	\2/p' Makefile | expand -t 16
