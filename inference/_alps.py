@@ -14,7 +14,7 @@ from potentia._validate import count, positive
 from potentia.annealers import Annealer
 from potentia.inference._precondition import Preconditioner, linear_term
 from potentia.inference._protocol import Info, Sampler, State
-from potentia.inference._rules import Rule, euler, leimkuhler_matthews
+from potentia.inference._rules import Rule, euler, leimkuhler_matthews, lost
 
 
 class _Step(NamedTuple):
@@ -124,7 +124,8 @@ class ALPS(Sampler):
             x = euler(p, x, grad, now.step_size, now.temperature, state.generator)
         else:
             x, white = leimkuhler_matthews(p, x, grad, now.step_size, now.temperature, state.white, state.generator)
-        return State(x, white, state.step + 1, state.generator), Info(now.sigma, now.step_size, 1)
+        diverging = lost(p, grad) if k + 1 == self.steps_per_draw else None
+        return State(x, white, state.step + 1, state.generator), Info(now.sigma, now.step_size, 1, diverging=diverging)
 
     def _published(
         self, posterior: Potential, p: Preconditioner, x: Tensor, grad: Tensor, k: int, generator: Generators

@@ -16,7 +16,7 @@ from potentia.inference._metric import metric_of
 from potentia.inference._metropolis import Point, decide, leapfrog, settle
 from potentia.inference._precondition import Preconditioner, linear_term
 from potentia.inference._protocol import ADAPTED, Info, Memory, Sampler, State
-from potentia.inference._rules import leimkuhler_matthews
+from potentia.inference._rules import leimkuhler_matthews, lost
 
 TEXTURE, END, STEP = ADAPTED + "texture", ADAPTED + "end", ADAPTED + "step_size"
 _PILOTS = 4  # chains that look at the posterior first
@@ -121,7 +121,9 @@ class Calibrated(Sampler):
         p = _preconditioner(posterior, sigma, float(state.memory[TEXTURE]), state.x, self.tolerance)
         grad = posterior.grad(state.x, sigma)
         x, white = leimkuhler_matthews(p, state.x, grad, 1.0, 1.0, state.white, state.generator)
-        return state._replace(x=x, white=white, step=state.step + 1), Info(sigma, 1.0, 1)
+        last = k + 1 == self.budget - plan.metropolis
+        info = Info(sigma, 1.0, 1, diverging=lost(p, grad) if last else None)
+        return state._replace(x=x, white=white, step=state.step + 1), info
 
     def _certify(self, posterior: Potential, state: State, first: bool) -> tuple[State, Info]:
         end, eps = float(state.memory[END]), float(state.memory[STEP])

@@ -6,6 +6,7 @@ from enum import StrEnum
 from torch import Tensor
 
 from potentia._random import Generators
+from potentia._tensor import EVENT_DIMS, inner
 from potentia.inference._precondition import Preconditioner
 
 
@@ -38,6 +39,22 @@ class Rule(StrEnum):
             raise ValueError(
                 f"{where}: rule is {rule!r}, expected one of {', '.join(map(repr, map(str, cls)))}"
             ) from None
+
+
+_LOST = 100.0  # times a stationary chain's drift: annealing is far below, and a step that explodes soon far above
+
+
+def lost(p: Preconditioner, grad: Tensor) -> Tensor:
+    """Mark chains that have left the posterior: where P is too large for its curvature, their steps explode.
+
+    A stationary chain has E <grad, P grad> = tr(P Hess U), at most the number of real entries where P fits. What is
+    not finite is lost.
+
+    Shapes: grad (chains, C, H, W); returns (chains,).
+    """
+    drift = inner(grad, p.solve(grad), EVENT_DIMS).double()
+    entries = grad[0].numel() * (2 if grad.is_complex() else 1)
+    return ~(drift <= _LOST**2 * entries)
 
 
 def euler(

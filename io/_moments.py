@@ -51,8 +51,9 @@ class Moments:
             values -= block_mean
             delta = block_mean - mean[tile]
             mean[tile] += delta * (n / (self.count + n))
-            m2[tile] += np.einsum("ij,ij->j", values, values)
-            m2[tile] += delta * delta * (self.count * n / (self.count + n))
+            with np.errstate(over="ignore", invalid="ignore"):  # chains that exploded are told of by ``sample``
+                m2[tile] += np.einsum("ij,ij->j", values, values)
+                m2[tile] += delta * delta * (self.count * n / (self.count + n))
 
     def pooled(self, ddof: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Mean and std over all chains and draws together.
@@ -60,5 +61,6 @@ class Moments:
         Shapes: both (channel, y, x).
         """
         mean: NDArray[np.float64] = self.mean.mean(axis=0)
-        squares = self.m2.sum(axis=0) + self.count * np.square(self.mean - mean).sum(axis=0)
+        with np.errstate(over="ignore", invalid="ignore"):
+            squares = self.m2.sum(axis=0) + self.count * np.square(self.mean - mean).sum(axis=0)
         return mean, np.sqrt(squares / (len(self.mean) * self.count - ddof))
