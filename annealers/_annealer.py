@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from itertools import pairwise
 from numbers import Real
@@ -17,7 +17,8 @@ class Annealer(Sequence[Level]):
     """A frozen sequence of levels whose noise scales never increase.
 
     Annealers are equal where their levels are. A slice is a Ladder, and ``a + b`` joins two annealers into one.
-    A subclass gives ``_build``, and is a dataclass with ``frozen=True, eq=False, repr=False``.
+    A subclass gives ``_build``, and is a dataclass with ``frozen=True, eq=False, repr=False``. It prints as the call
+    that makes it, by which a store knows it again.
 
     Raises: TypeError if a level is no Level; ValueError where sigma increases from one level to the next.
     """
@@ -44,6 +45,14 @@ class Annealer(Sequence[Level]):
 
     def __len__(self) -> int:
         return len(self.levels)
+
+    def __repr__(self) -> str:
+        shown = [
+            f"{f.name}={getattr(self, f.name)!r}"
+            for f in sorted(fields(self), key=lambda f: f.kw_only is True)
+            if f.init and not (f.kw_only and getattr(self, f.name) == f.default)
+        ]
+        return f"{type(self).__name__}({', '.join(shown)})"
 
     @overload
     def __getitem__(self, index: int) -> Level: ...

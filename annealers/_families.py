@@ -3,7 +3,7 @@
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, final
 
 from potentia.annealers import _checks
@@ -35,14 +35,6 @@ class _Family(Annealer):
         changes: dict[str, Any] = {name: value}
         return replace(self, **changes)
 
-    def __repr__(self) -> str:
-        shown = [
-            f"{f.name}={getattr(self, f.name)!r}"
-            for f in sorted(fields(self), key=lambda f: f.kw_only is True)
-            if f.init and not (f.kw_only and getattr(self, f.name) == f.default)
-        ]
-        return f"{type(self).__name__}({', '.join(shown)})"
-
     def _checked(self, name: str, check: Callable[[str, object], Any]) -> Any:
         """Put the checked value in place of what was given, and return it."""
         value = check(f"{type(self).__name__}: {name}", getattr(self, name))
@@ -55,8 +47,8 @@ class _Descent(_Family):
     """Scales from sigma_max down to sigma_min, both met exactly: a subclass gives what lies between."""
 
     # field() takes the place of the inherited property, which would pass for a default; the instance's value hides it.
-    sigma_max: float = field()
-    sigma_min: float = field()
+    sigma_max: float = field()  # pyright: ignore[reportIncompatibleVariableOverride]
+    sigma_min: float = field()  # pyright: ignore[reportIncompatibleVariableOverride]
     num_levels: int
 
     @abstractmethod

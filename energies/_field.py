@@ -132,7 +132,8 @@ class GaussianField(Energy):
 
         Raises: ValueError for a mean that varies over space, which has no other size.
         """
-        count(self.name, "height", height), count(self.name, "width", width)
+        count(self.name, "height", height)
+        count(self.name, "width", width)
         if any(n != 1 for n in self.mean.shape[-2:]):
             raise ValueError(f"{self.name}: a mean of shape {shape_text(tuple(self.mean.shape))} cannot be resized")
         spectrum = spectra.resized(wide(self.spectrum).cpu(), height, width)

@@ -10,7 +10,7 @@ from torch import Tensor
 from potentia._potential import Energy, Scales, Sigma
 from potentia._quadratic import Diagonal, Quadratic
 from potentia._random import Generators, standard_normal
-from potentia._tensor import inner, squared_norm, sum_event
+from potentia._tensor import EVENT_DIMS, inner, squared_norm, sum_event
 from potentia._validate import positive, same_shape, shape_text
 from potentia.energies._shared import (
     Event,
@@ -123,10 +123,12 @@ class Gaussian(Energy):
 def _log_normaliser(x: Tensor, variance: Tensor) -> Tensor:
     """Half the sum of log(2 pi variance) over the pixels of x, counting the two parts of complex ones.
 
-    Shapes: x (*batch, C, H, W) -> (*batch,).
+    Shapes: x (*batch, C, H, W), variance broadcasting against it -> broadcasting against (*batch,).
     """
     logs = (2 * math.pi * wide(variance)).log()
-    return (1.0 if x.is_complex() else 0.5) * sum_event(logs.expand(x.shape))
+    logs = logs.reshape((1,) * (EVENT_DIMS - logs.dim()) + tuple(logs.shape))
+    repeats = math.prod(x.shape[-EVENT_DIMS:]) // math.prod(logs.shape[-EVENT_DIMS:])
+    return (1.0 if x.is_complex() else 0.5) * repeats * sum_event(logs)
 
 
 def _event_of(where: str, mean: Tensor, std: Tensor, shape: Event | None) -> Event | None:

@@ -19,12 +19,15 @@ class Transform(Protocol):
 
     def analyse(self, x: Tensor) -> Tensor:
         """W x."""
+        ...
 
     def synthesise(self, coefficients: Tensor) -> Tensor:
         """W^T c, the inverse of ``analyse``."""
+        ...
 
     def coarse(self, height: int, width: int) -> tuple[int, int]:
         """Size (h, w) of the top left corner of the coefficients that holds the coarsest approximation."""
+        ...
 
 
 @dataclass(frozen=True)

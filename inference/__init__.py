@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 if __name__ != "potentia.inference":
     raise ImportError("use potentia.inference, not the bare folder name")
 
+from potentia._random import standard_normal
 from potentia.inference._alps import ALPS
 from potentia.inference._calibrated import Calibrated
 from potentia.inference._calibration import SBCResult, simulation_based_calibration
@@ -103,6 +104,7 @@ __all__ = [
     "sample",
     "sample_dataset",
     "simulation_based_calibration",
+    "standard_normal",
     "summary",
     "tarp",
     "without_diagnostics",

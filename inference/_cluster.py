@@ -5,7 +5,7 @@ import logging
 import math
 import time
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 if TYPE_CHECKING:
     from distributed import Client, Future
@@ -24,7 +24,7 @@ def connected(client: "Client | str | None", workers: int | None, retries: int, 
     Raises: ImportError without Dask's ``distributed``; TypeError; OSError if no scheduler answers.
     """
     try:
-        import dask
+        import dask.config
         import distributed
         from dask.system import CPU_COUNT
     except ImportError as err:
@@ -53,7 +53,7 @@ def connected(client: "Client | str | None", workers: int | None, retries: int, 
         cluster = distributed.LocalCluster(
             n_workers=min(workers or CPU_COUNT, num_items),
             threads_per_worker=1,
-            dashboard_address=None,
+            dashboard_address=cast(str, None),  # its default alone says what type it takes
             # Dask counts what it did not allocate as well, and would kill workers for the memory of a sampler's images.
             memory_limit=0,
             # There is no dashboard, but Dask serves its health at a port all the same, and warns if that is taken.

@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self, cast
 
 import torch
 from torch import Tensor
@@ -447,7 +447,7 @@ def _outcome(name: str, future: "Future[Any]", found: object) -> _Outcome:
             return found
         return _Outcome(name, None, f"the worker gave a {type(found).__name__}, expected another version of potentia")
     if future.status == "error":
-        err = future.exception()
+        err = cast(BaseException | None, future.exception())  # a coroutine for an asynchronous client only
         if isinstance(err, distributed.KilledWorker):
             died = err.allowed_failures + 1
             return _Outcome(

@@ -43,8 +43,3 @@ def current(record: Tensor) -> Tensor:
 def averaged(record: Tensor) -> Tensor:
     """The step that the iterations average to: the one to keep."""
     return record[1].exp()
-
-
-def iterations(record: Tensor) -> int:
-    """How many iterations the record has seen."""
-    return int(record[4].reshape(-1)[0])

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
@@ -132,8 +132,7 @@ def _move(where: str, kernel: Any) -> Step:
     if not isinstance(kernel, Sampler):
         if not callable(kernel):
             raise TypeError(f"{where}: kernel is a {type(kernel).__name__}, expected a sampler or a function")
-        step: Step = kernel
-        return step
+        return cast(Step, kernel)
 
     def of_sampler(posterior: Potential, x: Tensor, generator: torch.Generator) -> Tensor:
         generators = [generator] if len(x) == 1 else _split(generator, len(x))

@@ -34,11 +34,11 @@ class Langevin(Sampler):
     preconditioner: Preconditioner | None = None
     rule: Rule | str = Rule.LEIMKUHLER_MATTHEWS
     sigma: float | None = None
-    steps_per_draw: int = 10
+    steps_per_draw: int = 10  # pyright: ignore[reportIncompatibleMethodOverride]
     temperature: float = 1.0
     curvature: float | None = None
     tolerance: float | None = 1e-4
-    default_warmup: int = 10
+    default_warmup: int = 10  # pyright: ignore[reportIncompatibleMethodOverride]
 
     def __post_init__(self) -> None:
         positive("Langevin", "step_size", self.step_size)

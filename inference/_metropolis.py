@@ -9,7 +9,7 @@ from torch import Tensor
 
 from potentia._potential import Potential
 from potentia._random import Generators, generator_device, standard_normal
-from potentia._tensor import EVENT_DIMS, inner, to_event
+from potentia._tensor import inner, to_event
 from potentia._validate import count, positive
 from potentia.inference import _dual_averaging as averaging
 from potentia.inference._learned import STATISTICS, Kind, Learner, ends_window
@@ -68,7 +68,7 @@ def decide(log_ratio: Tensor, normal: Tensor, most_nats: float = MOST_NATS) -> D
 
 def settle(accepted: Tensor, new: Point, old: Point) -> Point:
     """Take the new point where it is accepted, all of the old one elsewhere: x, U, gradient and drift."""
-    chosen = to_event(accepted, EVENT_DIMS)
+    chosen = to_event(accepted)
     x, grad = (torch.where(chosen, a, b) for a, b in ((new.x, old.x), (new.grad, old.grad)))  # type: ignore[arg-type]
     value = torch.where(accepted, new.value, old.value)
     if new.drift is new.grad and old.drift is old.grad:  # P is the identity
@@ -101,7 +101,7 @@ def leapfrog(
     Source: Neal 2011, section 5.2.3; Roberts and Tweedie 1996. The sum without P^-1: <m, P m> changes by
         -h/2 <v + v', g + g'> in a step, and v + v' = 2 d/h + h/2 (w - w').
     """
-    h = to_event(step.to(start.x.real.dtype), EVENT_DIMS) if isinstance(step, Tensor) else step
+    h = to_event(step.to(start.x.real.dtype)) if isinstance(step, Tensor) else step
     point, path, v = start, torch.zeros_like(start.value), velocity
     for k in range(num):
         v = v - (h / 2 if k == 0 else h) * point.drift
@@ -114,7 +114,7 @@ def leapfrog(
         path = path + inner(move, point.grad + grad)
         if metric.iterative:
             clean = torch.isfinite(path)
-            grad = torch.where(to_event(clean, EVENT_DIMS), grad, torch.zeros_like(grad))  # type: ignore[arg-type]
+            grad = torch.where(to_event(clean), grad, torch.zeros_like(grad))  # type: ignore[arg-type]
         point = Point(x, value, grad, metric.solve(grad))
     v = v - h / 2 * point.drift
     length = step.double() if isinstance(step, Tensor) else step
@@ -138,6 +138,9 @@ class Adjusted(Sampler):
     tolerance: float | None
     rank: int
     per_chain: bool
+    # Fields stand in for the sampler's read-only properties.
+    steps_per_draw: int  # pyright: ignore[reportIncompatibleMethodOverride]
+    default_warmup: int  # pyright: ignore[reportIncompatibleMethodOverride]
     _cache: MetricCache
 
     @property
@@ -165,7 +168,7 @@ class Adjusted(Sampler):
         positive(where, "temperature", self.temperature)
         for name, least in (("steps_per_draw", 1), ("default_warmup", 0), ("rank", 1)):
             count(where, name, getattr(self, name), least=least)
-        if not 0 < positive(where, "target_acceptance", self.target_acceptance) < 1:
+        if positive(where, "target_acceptance", self.target_acceptance) >= 1:
             raise ValueError(f"{where}: target_acceptance must be below 1, got {self.target_acceptance:g}")
         p = self.preconditioner
         if isinstance(p, str):
@@ -217,8 +220,8 @@ class Adjusted(Sampler):
             )
         memory: dict[str, Tensor] = {}
         if self._learner is not None:
-            memory |= self._learner.begin(x, grad)
-        if self._learner is None:
+            memory = self._learner.begin(x, grad)
+        else:
             self._metric(posterior, State(x, None, 0, generator))  # to refuse a singular one at once
         if self.adapts:
             shape = (len(x),) if self.per_chain else ()
@@ -238,7 +241,7 @@ class Adjusted(Sampler):
         kept = {k: v for k, v in memory.items() if not k.startswith(STATISTICS)}
         frozen = kept.get(FROZEN)
         done = torch.ones((), dtype=torch.bool, device=None if frozen is None else frozen.device)
-        if self.step_size is None and RECORD in kept and averaging.iterations(kept[RECORD]) > 0:
+        if self.step_size is None and RECORD in kept:
             kept[STEP] = averaging.averaged(kept[RECORD])
         return {**kept, FROZEN: done}
 
@@ -300,22 +303,19 @@ class Adjusted(Sampler):
         the cost of one call a chain is spread, and a chain's numbers do not depend on the chains beside it.
         """
         x, generator = state.x, state.generator
+        if metric.white is not None:
+            white = metric.white(generator, tuple(x.shape), x.dtype)
+            return Numbers(white, standard_normal((len(x), 2), generator, dtype=torch.float64, device=x.device)), {}
         numel = x[0].numel() * (2 if x.is_complex() else 1)
-        length = max(1, min(_LONGEST_BLOCK, _BLOCK_NUMBERS // numel)) if metric.white is None else 1
+        length = max(1, min(_LONGEST_BLOCK, _BLOCK_NUMBERS // numel))
         place = state.step % length
         noise, extra = state.memory.get(NOISE), state.memory.get(EXTRA)
         if place == 0 or noise is None or extra is None:
-            chains = len(x)
-            if metric.white is not None:
-                white = metric.white(generator, tuple(x.shape), x.dtype)
-            else:
-                shape = (chains, length, *x.shape[1:])
-                noise = standard_normal(shape, generator, dtype=x.dtype, device=x.device)
-            extra = standard_normal((chains, length, 2), generator, dtype=torch.float64, device=x.device)
-        if noise is not None:
-            white = (noise[:, place],)
-        kept = {NOISE: noise, EXTRA: extra} if noise is not None and length > 1 else {}
-        return Numbers(white, extra[:, place]), kept
+            shape = (len(x), length, *x.shape[1:])
+            noise = standard_normal(shape, generator, dtype=x.dtype, device=x.device)
+            extra = standard_normal((len(x), length, 2), generator, dtype=torch.float64, device=x.device)
+        kept = {NOISE: noise, EXTRA: extra} if length > 1 else {}
+        return Numbers((noise[:, place],), extra[:, place]), kept
 
     def _first_guess(
         self, posterior: Potential, metric: Metric, point: Point, velocity: Tensor, step: Tensor
@@ -349,7 +349,7 @@ class Adjusted(Sampler):
         The acceptance of all chains together is its arithmetic mean, of which the target is the known optimum.
         """
         steps = int(memory[STEPS]) + 1
-        out: dict[str, Tensor] = {STEPS: torch.full((), steps, dtype=torch.int64)}
+        out: dict[str, Tensor] = {STEPS: torch.tensor(steps)}
         if self.step_size is None:
             seen = acceptance if self.per_chain else self._pooled(acceptance)
             out[RECORD] = averaging.update(memory[RECORD], self.target_acceptance - seen)

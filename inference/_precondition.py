@@ -21,6 +21,7 @@ class GaussNewton(Protocol):
 
     def gauss_newton(self, x: Tensor) -> Quadratic:
         """The form about x, (C, H, W)."""
+        ...
 
 
 @dataclass(frozen=True, eq=False)

@@ -156,7 +156,11 @@ class Homogeneous:
 
 
 class PyroModel:
-    """A posterior for Pyro models, as ``pyro_model`` makes it: a call samples the image and adds the factors."""
+    """A posterior for Pyro models, as ``pyro_model`` makes it: a call samples the image and adds the factors.
+
+    Shapes: the image, and ``init`` for it, (C, H, W); weights are numbers.
+    Raises: ValueError for a normaliser of a term that the posterior does not have.
+    """
 
     def __init__(
         self,

@@ -287,7 +287,8 @@ class PyroMALA(MCMCKernel):
         run.handed_out = run.layout.unpack(run.point.x)
         return dict(run.handed_out)
 
-    def logging(self) -> "OrderedDict[str, str]":
+    # Pyro's own says that it returns None, and its progress bar takes a dictionary.
+    def logging(self) -> "OrderedDict[str, str]":  # pyright: ignore[reportIncompatibleMethodOverride]
         """Step size and mean acceptance so far, for the progress bar."""
         return OrderedDict(
             [("step size", f"{self.step_size:.2e}"), ("acc. prob", f"{self._counts.mean_acceptance:.3f}")]
@@ -440,12 +441,12 @@ class _Run:
         self.warmup_steps = warmup_steps
         self.handed_out = handed_out
         self.step = 0
-        self.averaging = DualAveraging()  # type: ignore[no-untyped-call]
+        self.averaging: Any = DualAveraging()  # type: ignore[no-untyped-call]
 
     def adapt(self, excess: float) -> tuple[float, float]:
         """Logarithms of the step size to try next, and of the average so far."""
-        self.averaging.step(excess)  # type: ignore[no-untyped-call]
-        now, average = self.averaging.get_state()  # type: ignore[no-untyped-call]
+        self.averaging.step(excess)
+        now, average = self.averaging.get_state()
         return now, average
 
 

@@ -170,7 +170,7 @@ class _Run:
         durability: Durability,
     ) -> None:
         self.ranks = ranks
-        self.durability = durability
+        self.durability: Durability = durability
         self.chains = rank_chains(problem.num_chains, ranks.count, ranks.index)
         self.problem = problem
         self.sampler = sampler
@@ -261,7 +261,7 @@ class _Run:
 
     def _one_draw(self, advance: Callable[[str], None]) -> dict[str, Any]:
         """Run the steps of one draw; what the store keeps of them."""
-        state = self._started
+        state, info = self._started, Info(None, math.nan, 0)
         accepted: list[Tensor] = []
         diverging = torch.zeros(len(state.x), dtype=torch.bool, device=state.x.device)
         for _ in range(self.sampler.steps_per_draw):

@@ -23,6 +23,7 @@ from potentia.inference._resampling import (
     systematic,
 )
 
+_MOST_TRIES = 40  # to find a stride
 _LEAST_CURVATURE = 1e-3  # of that at the scale, 1 / sigma^2: a prior that is flatter counts as this
 
 
@@ -144,7 +145,7 @@ def _next(population: Population, leg: Leg, t: float, stride: float, plan: Plan)
     near, far, far_known = t, 1.0, False
     guess = min(1.0, t + stride)
     best: tuple[float, Tensor] | None = None
-    for tries in range(1, 41):
+    for tries in range(1, _MOST_TRIES + 1):
         change = increment(guess)
         size = float(conditional_effective_sample_size(population.log_weights, change)) / len(change)
         if math.isnan(size):
@@ -170,7 +171,7 @@ def _next(population: Population, leg: Leg, t: float, stride: float, plan: Plan)
             f"SMC: no step from sigma {sigma:.4g} keeps an effective sample size of {plan.target:g} of the particles; "
             "the energy jumps there"
         )
-    return (*best, tries)
+    return (*best, _MOST_TRIES)
 
 
 def refreshed(population: Population, target: Potential, sigma: float, plan: Plan, generator: Generators) -> Population:

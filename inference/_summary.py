@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from potentia.io import Ensemble
 
 _TILE_BYTES = 256 * 2**20
-_ROWS = ("rhat", "ess_bulk", "ess_tail", "mcse_mean", "std")
+_ROWS: tuple[str, ...] = ("rhat", "ess_bulk", "ess_tail", "mcse_mean", "std")
 _LABELS = {"rhat": "R-hat", "ess_bulk": "bulk ESS", "ess_tail": "tail ESS", "mcse_mean": "error of the mean"}
 _NEVER_MORE = 1024  # pixels that warnings are based on
 _AT_LEAST = 64
@@ -358,7 +358,8 @@ class _Told:
             float(number),
             0.0,
             f"{number} of {total} draws ({number / total:.2%}) diverged, expected none: the integrator misses steep "
-            "parts of the posterior, and the draws with it. Lower the step size or raise the target acceptance.",
+            "parts of the posterior, and the draws with it. Lower the step size or raise the target acceptance; for "
+            "noise that is not Gaussian take HMC with Preconditioner.gauss_newton.",
         )
 
     def _stuck(self, chains: tuple[int, ...]) -> Concern | None:

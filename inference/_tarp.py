@@ -37,12 +37,12 @@ class TARPResult:
 
     @property
     def levels(self) -> Tensor:
-        """Levels of the curve, from 0 to 1."""
+        """Levels of the curve, from 0 to 1. Shapes: (levels,), float64."""
         return torch.linspace(0, 1, _LEVELS, dtype=torch.float64)
 
     @property
     def coverage(self) -> Tensor:
-        """Expected coverage at each level."""
+        """Expected coverage at each level. Shapes: (levels,), float64."""
         return (self.uniform[:, None] <= self.levels).double().mean(dim=0)
 
     @property

@@ -51,8 +51,8 @@ class ParallelTempering(Sampler):
 
     annealer: Annealer
     moves: int = 1
-    steps_per_draw: int = 5
-    default_warmup: int = 50
+    steps_per_draw: int = 5  # pyright: ignore[reportIncompatibleMethodOverride]
+    default_warmup: int = 50  # pyright: ignore[reportIncompatibleMethodOverride]
     tolerance: float | None = None
 
     def __post_init__(self) -> None:

@@ -199,8 +199,8 @@ class TwistedSMC(Sampler):
 
         Shapes: like (1, C, H, W).
         """
-        x, basis = torch.zeros_like(like), None
-        for _ in range(2):
+
+        def at(x: Tensor, basis: Tensor | None) -> tuple[Gauss, Gauss, Tensor]:
             clean, pull = prior.denoise_with_vjp(x, sigma)
             if basis is None:
                 rank = max(1, min(self.rank, x[0].numel() - 1))
@@ -211,8 +211,12 @@ class TwistedSMC(Sampler):
             ratio = DenoiserCovariance(
                 covariance.basis, wide.variances / covariance.variances, wide.rest / covariance.rest
             )
-            x = x + ratio.apply(clean - x)
-        return Gauss(x, wide), Gauss(x, covariance)
+            mean = x + ratio.apply(clean - x)
+            return Gauss(mean, wide), Gauss(mean, covariance), basis
+
+        first, _, basis = at(torch.zeros_like(like), None)
+        guess, given, _ = at(first.mean, basis)
+        return guess, given
 
     def _expected_first(self, prior: Energy, x: Tensor, sigma: float, likelihood: "_Seen") -> Tensor:
         """Log of the twist that the first guess expects at particles of the largest scale, over its evidence."""

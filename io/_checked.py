@@ -39,9 +39,17 @@ class CheckedStore(Store):
     Reads raise StoreError for a file that is damaged, missing, or was put in another's place.
     """
 
-    supports_writes = True
-    supports_deletes = True
-    supports_listing = True
+    @property
+    def supports_writes(self) -> bool:
+        return True
+
+    @property
+    def supports_deletes(self) -> bool:
+        return True
+
+    @property
+    def supports_listing(self) -> bool:
+        return True
 
     def __init__(self, inner: Store, where: str, *, rank: int = 0, durable: bool = False, read_only: bool) -> None:
         super().__init__(read_only=read_only)
@@ -158,6 +166,8 @@ class CheckedStore(Store):
         return tuple(int(value) for value in self._tables[:, row].ravel() if value)
 
     async def _checked(self, key: str, prototype: BufferPrototype) -> Buffer | None:
+        accepted: tuple[int, ...] = ()
+        value: Buffer | None = None
         for attempt in range(_RELOADS + 1):
             accepted = self.accepted(key)
             if not accepted and not self.read_only:

@@ -40,6 +40,7 @@ class Ensemble:
     Made by ``sample`` and ``open_ensemble``. Pixels are read from the store when they are asked for.
 
     Shapes: images (chain, draw, channel, y, x); a complex image has channels ``re`` and ``im``.
+    Raises: StoreError for a store that no draw has been committed to, or that is damaged or cut short.
     """
 
     def __init__(self, location: Location) -> None:
@@ -88,7 +89,10 @@ class Ensemble:
 
     @property
     def tree(self) -> "xr.DataTree":
-        """Everything, as an xarray DataTree cut to the committed draws."""
+        """Everything, as an xarray DataTree cut to the committed draws.
+
+        Raises: StoreError for metadata that xarray cannot read.
+        """
         if self._tree is None:
             import xarray as xr
 

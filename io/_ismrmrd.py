@@ -109,7 +109,7 @@ def _acquisitions(path: str | Path, dataset: Any) -> list[Any]:
     if any(h5py.check_vlen_dtype(kind[part]) != np.float32 for part in PARTS[1:]):
         raise ValueError(f"{path}: traj and data of acquisitions are not of variable length, expected float32")
     check_entries(path, dataset, dict.fromkeys(PARTS[1:], 4))
-    blocks = Acquisitions(dataset)
+    blocks: Any = Acquisitions(dataset)
     lines = [line for start in range(0, len(blocks), BLOCK) for line in blocks[start : start + BLOCK]]
     bad = sum(not np.isfinite(line.data).all() for line in lines)
     if bad:

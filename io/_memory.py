@@ -1,5 +1,7 @@
 """A store in memory that shares no memory with whoever writes to it."""
 
+from typing import Any
+
 import numpy as np
 from zarr.core.buffer import Buffer
 from zarr.storage import MemoryStore
@@ -12,7 +14,10 @@ class OwnMemoryStore(MemoryStore):
 
     async def set(self, key: str, value: Buffer, byte_range: tuple[int, int] | None = None) -> None:
         """Keep a copy of one value."""
-        own = type(value).from_array_like(np.array(value.as_numpy_array(), copy=True))
+        numbers: Any = np.array(
+            value.as_numpy_array(), copy=True
+        )  # zarr's protocol asks for more than NumPy's types say
+        own = type(value).from_array_like(numbers)
         await super().set(key, own, byte_range)
 
 

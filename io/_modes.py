@@ -147,7 +147,7 @@ def _between_two_means(points: NDArray[np.float64]) -> NDArray[np.float64]:
         raise ImportError(
             "modes: scikit-learn is missing, expected it for k-means: pip install 'potentia[fit]'"
         ) from err
-    found: NDArray[Any] = KMeans(2, n_init=4, random_state=_CLUSTER_SEED).fit(points).cluster_centers_
+    found: NDArray[Any] = KMeans(2, random_state=_CLUSTER_SEED).set_params(n_init=4).fit(points).cluster_centers_
     between: NDArray[np.float64] = np.asarray(found[1] - found[0], dtype=np.float64)
     return between
 

@@ -95,7 +95,7 @@ def scale_to_percentile(image: NDArray[Any], percentile: float = 99.0) -> tuple[
         raise ValueError(
             f"scale_to_percentile: the {percentile:g}th percentile of the image is {factor:g}, expected above zero"
         )
-    return values / np.asarray(factor, dtype=values.real.dtype), factor
+    return values / np.asarray(factor, dtype=np.real(values).dtype), factor
 
 
 def _split(path: str | Path) -> tuple[Path, str | None]:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import xarray as xr
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class RegionStatistics:
     """Mean intensity of regions, and the volume above a threshold within them.
 
@@ -29,6 +29,14 @@ class RegionStatistics:
     table: "xr.Dataset"
     draws: "xr.Dataset"
     level: float
+
+    def __repr__(self) -> str:
+        heads = "".join(f"{name:>12}" for name in self.table["statistic"].values)
+        lines = [f"{f'{self.level:.0%} intervals':<24}{heads}"]
+        for name, of in self.table.items():
+            for region, row in zip(of["region"].values, of.values, strict=True):
+                lines.append(f"{f'{name} of {region}':<24}" + "".join(f"{v:>12.4g}" for v in row))
+        return "\n".join(lines)
 
 
 def region_statistics(

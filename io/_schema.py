@@ -270,7 +270,7 @@ def add_data(group: "zarr.Group", data: Mapping[str, Any]) -> None:
             raise ValueError(f"EnsembleWriter: {name} has dtype {array.dtype}, expected numbers")
         dims = [f"{name}_dim_{i}" for i in range(array.ndim)]  # ArviZ's names
         if array.dtype.kind == "c":
-            array, dims = np.stack([array.real, array.imag]), ["part", *dims]
+            array, dims = np.stack([np.real(array), np.imag(array)]), ["part", *dims]
             if "part" not in group:
                 add_array(group, "part", (2,), (2,), str, ("part",), "")[:] = np.array(["re", "im"], dtype=object)
         fill = array.dtype.type(0).item()

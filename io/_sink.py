@@ -116,7 +116,7 @@ class Sink:
         files = []
         for (path, index), values in chunks.items():
             array = self.array(path)
-            plain = np.ascontiguousarray(values, array.dtype).reshape(-1).view(np.uint8)
+            plain: Any = np.ascontiguousarray(values, array.dtype).reshape(-1).view(np.uint8)
             files.append((f"{array.path}/{array.metadata.encode_chunk_key(index)}", make(plain)))
 
         async def put() -> None:

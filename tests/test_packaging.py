@@ -34,8 +34,8 @@ PUBLIC = {
         "Reconstruction", "Rule", "SBCResult", "SMC", "Sampler", "SplitGibbs", "State", "Summary", "TARPResult",
         "TwistedSMC", "Unknown", "Weight", "ess", "geweke_test", "log_evidence", "map_estimate", "mcse", "mmse",
         "nested_rhat", "pixel_diagnostics", "posterior_predictive_check", "potential_fn", "pyro_model",
-        "rank_histogram", "rhat", "sample", "sample_dataset", "simulation_based_calibration", "summary", "tarp",
-        "without_diagnostics",
+        "rank_histogram", "rhat", "sample", "sample_dataset", "simulation_based_calibration", "standard_normal",
+        "summary", "tarp", "without_diagnostics",
     ],
     "potentia.io": [
         "Calibration", "Collection", "Durability", "Ensemble", "EnsembleWriter", "Modes", "Scan", "StoreError",

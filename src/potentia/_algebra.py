@@ -161,17 +161,20 @@ class Sum(Potential):
         return total
 
     def value_and_grad(self, x: Tensor, sigma: Sigma = None) -> tuple[Tensor, Tensor]:
-        pairs = [term.value_and_grad(x, sigma) for term in self.terms.values()]
-        value, grad = pairs[0]
-        for v, g in pairs[1:]:
-            value, grad = value + v, grad + g
-        return value, grad
+        first, *rest = self.terms.values()
+        value, total = first.value_and_grad(x, sigma)
+        own = False
+        for term in rest:
+            v, grad = term.value_and_grad(x, sigma)
+            value, total, own = value + v, _added(total, grad, own), True
+        return value, total
 
     def grad(self, x: Tensor, sigma: Sigma = None) -> Tensor:
         first, *rest = self.terms.values()
         total = first.grad(x, sigma)
+        own = False
         for term in rest:
-            total = total + term.grad(x, sigma)
+            total, own = _added(total, term.grad(x, sigma), own), True
         return total
 
     def quadratic(self, sigma: Sigma = None) -> Quadratic | None:
@@ -209,6 +212,14 @@ class Sum(Potential):
 
     def parts(self) -> list[tuple[str, Any]]:
         return list(self.terms.items())
+
+
+def _added(total: Tensor, grad: Tensor, own: bool) -> Tensor:
+    """Add a gradient to a total, in place if that is the sum's own: what a term returned may be held elsewhere."""
+    alike = total.shape == grad.shape and total.dtype == grad.dtype
+    if own and alike and not (total.requires_grad or grad.requires_grad):
+        return total.add_(grad)
+    return total + grad
 
 
 def unscaled(term: Potential) -> Potential:

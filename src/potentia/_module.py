@@ -15,7 +15,8 @@ class Module(nn.Module):
     """
 
     def to(self, *args: Any, **kwargs: Any) -> Self:
-        device, dtype, non_blocking, memory_format = torch._C._nn._parse_to(*args, **kwargs)
+        parse = torch._C._nn._parse_to  # pyright: ignore[reportAttributeAccessIssue]  # torch's stubs lack it
+        device, dtype, non_blocking, memory_format = parse(*args, **kwargs)
 
         def convert(t: Tensor) -> Tensor:
             target = None

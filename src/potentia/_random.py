@@ -35,6 +35,15 @@ def standard_normal(
     return torch.view_as_complex(out) if dtype.is_complex else out
 
 
+def standard_gamma(shape: Tensor, generator: torch.Generator) -> Tensor:
+    """Draw gamma numbers of rate one: ``torch.distributions.Gamma`` draws from no generator but the global one.
+
+    Shapes: shape, the gamma distribution's parameter, any; returns the same.
+    """
+    # torch's stubs do not hand this name on.
+    return torch._standard_gamma(shape.contiguous(), generator=generator)  # pyright: ignore[reportPrivateImportUsage]
+
+
 def generator_device(generator: Generators) -> torch.device:
     """Where a generator, or the first of several, draws."""
     return generator.device if isinstance(generator, torch.Generator) else generator[0].device

@@ -130,8 +130,7 @@ class Diagonal(Structure):
         return z * self.precision.sqrt().to(dtype.to_real())
 
     def circulant(self) -> "Fourier":
-        p = self.precision
-        return Fourier(p if self.is_constant else p.mean(dim=(-2, -1), keepdim=True))
+        return Fourier(self.precision.mean(dim=(-2, -1), keepdim=True))
 
     def __mul__(self, weight: float) -> "Diagonal":
         return Diagonal(self.precision * _check_weight(weight))

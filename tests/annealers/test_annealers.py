@@ -298,6 +298,24 @@ def test_reprs_can_be_read() -> None:
     assert repr(Ladder.of([2])) == "Ladder(levels=(Level(sigma=2.0, temperature=1.0, steps=None, step_size=1.0),))"
 
 
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class Own(Annealer):
+    """A user's annealer, as the docstring of ``Annealer`` asks for it."""
+
+    sigma: float
+    steps: int = dataclasses.field(default=3, kw_only=True)
+
+    def _build(self) -> Sequence[Level]:
+        return [Level(self.sigma, steps=self.steps), Level(self.sigma / 2)]
+
+
+def test_an_annealer_of_ones_own_prints_as_the_call_that_makes_it() -> None:
+    # A store holds the printed sampler, and resumes no other: an address in it would be another every time.
+    assert repr(Own(2.0)) == "Own(sigma=2.0)"
+    assert repr(Own(2.0, steps=4)) == "Own(sigma=2.0, steps=4)"
+    assert eval(repr(Own(2.0, steps=4))) == Own(2.0, steps=4)
+
+
 def test_numbers_of_numpy_are_taken_and_stored_as_pythons() -> None:
     level = Level(np.float64(2), np.float64(0), 3, np.float64(1))
     assert [type(v) for v in dataclasses.astuple(level)] == [float, float, int, float]

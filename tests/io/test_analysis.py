@@ -221,6 +221,14 @@ class TestRegions:
         other = images.numpy()[..., ~mask].mean(axis=(2, 3))
         np.testing.assert_allclose(found.draws["mean"].sel(region="b"), other, rtol=1e-12)
 
+    def test_it_prints_as_a_table(self) -> None:
+        images = torch.arange(4.0).reshape(1, 4, 1, 1, 1).expand(1, 4, *EVENT)
+        told = repr(make(None, images.contiguous()).regions({"all": np.ones(EVENT, bool)}, threshold=5.0, level=0.5))
+        heads, mean, volume = told.splitlines()
+        assert heads.split() == ["50%", "intervals", "estimate", "std", "lower", "upper"]
+        assert mean.split() == ["mean", "of", "all", "1.5", "1.291", "0.25", "2.75"]
+        assert volume.split() == ["volume", "of", "all", "0", "0", "0", "0"]
+
     def test_pixels_that_vary_together_widen_the_interval(self) -> None:
         """The point of going by draws: a common offset does not average out over a region."""
         alone = normal(1, 200, *EVENT)

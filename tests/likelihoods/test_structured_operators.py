@@ -360,3 +360,30 @@ def test_structure_is_kept(operator: likelihoods.Operator, shape: tuple[int, ...
 def test_refusals(make: object, error: type[Exception], says: str) -> None:
     with pytest.raises(error, match=says):
         make()
+
+
+@pytest.mark.parametrize("factor", [1, 2, 3])
+@pytest.mark.parametrize("varies", [False, True])
+def test_block_averages_are_solved_in_closed_form(factor: int, varies: bool) -> None:
+    """With weights that vary over the detector, some of them zero, as with one: by the matrix written out."""
+    operator, shape = likelihoods.Downsample(factor), (2, 6, 12)
+    coarse = (1, 6 // factor, 12 // factor)
+    weight = torch.full((1, 1, 1), 3.0, dtype=torch.float64)
+    if varies:
+        weight = torch.rand(coarse, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        weight[..., :1] = 0
+    structure = operator.gram(weight, shape)
+    assert isinstance(structure, Woodbury)
+    n = 2 * 6 * 12
+    eye = torch.eye(n, dtype=torch.float64).reshape(n, *shape)
+    matrix = operator.adjoint(weight * operator(eye)).reshape(n, n)
+    x = torch.randn(3, *shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    want = torch.linalg.solve(matrix + 0.2 * torch.eye(n, dtype=torch.float64), x.flatten(1).mT).mT.reshape(x.shape)
+    torch.testing.assert_close(structure.solve(x, 0.2), want, rtol=0, atol=1e-10)
+    torch.testing.assert_close(structure.apply(x).flatten(1), x.flatten(1) @ matrix, rtol=0, atol=1e-10)
+    # The circulant approximation has the mean of the diagonals of the matrix: T. Chan's.
+    near = structure.circulant()
+    assert near is not None
+    every = near.apply(eye).reshape(n, n)
+    f = torch.fft.fft2(eye, norm="ortho").reshape(n, n)
+    torch.testing.assert_close((f.conj() @ every.to(f) @ f.T).diagonal(), (f.conj() @ matrix.to(f) @ f.T).diagonal())

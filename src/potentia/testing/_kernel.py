@@ -185,8 +185,8 @@ def _check_state(
             )
         for name in ("acceptance", "accepted", "log_ratio", "diverging"):
             field = getattr(info, name)
-            ok = field is None or tuple(field.shape) == (len(x),)
-            require(ok, where, f"info.{name} has one entry a chain", None if ok else tuple(field.shape), (len(x),))
+            shape = None if field is None else tuple(field.shape)
+            require(shape in (None, (len(x),)), where, f"info.{name} has one entry a chain", shape, (len(x),))
         if info.accepted is not None:
             moved = (state.x != before.x).flatten(1).any(1)
             require(
@@ -302,8 +302,7 @@ class _Rotated(Energy):
 def _check_rotation(
     where: str, sampler: Any, target: Potential, x: Tensor, learned: Memory, seed: int, generator: torch.Generator
 ) -> None:
-    names = {f.name for f in dataclasses.fields(sampler)} if dataclasses.is_dataclass(sampler) else set()
-    if "preconditioner" not in names:
+    if "preconditioner" not in getattr(sampler, "__dataclass_fields__", ()):
         return
     turn, _ = torch.linalg.qr(standard_normal((4, 4), generator, dtype=torch.float64))
     straight, turned = (

@@ -38,7 +38,7 @@ class Trained:
 
 
 def fit(
-    objective: Objective,
+    objective: Objective[Any],
     images: Tensor,
     settings: Settings,
     *,
@@ -113,7 +113,7 @@ class _Run:
     def __init__(
         self,
         fabric: Fabric,
-        objective: Objective,
+        objective: Objective[Any],
         images: Tensor,
         settings: Settings,
         folder: Path,
@@ -137,7 +137,10 @@ class _Run:
     def _blend(self, averages: Any, currents: Any, seen: Any) -> None:
         """An exponential average that starts as a plain one (Karras et al. 2022 ramp theirs up likewise)."""
         n = float(seen)
-        torch._foreach_lerp_(list(averages), list(currents), 1 - min(self.settings.ema, (1 + n) / (10 + n)))
+        # torch's stubs do not hand this name on.
+        torch._foreach_lerp_(  # pyright: ignore[reportPrivateImportUsage]
+            list(averages), list(currents), 1 - min(self.settings.ema, (1 + n) / (10 + n))
+        )
 
     def start(self, resume: bool) -> None:
         if self.path.exists():

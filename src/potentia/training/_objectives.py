@@ -1,6 +1,6 @@
 """What is minimised: denoising for a teacher, distillation or score matching for an energy."""
 
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -8,8 +8,10 @@ from torch import Tensor, nn
 from potentia._potential import Energy
 from potentia._tensor import squared_norm
 
+Trained = TypeVar("Trained", bound=nn.Module)
 
-class Objective(nn.Module):
+
+class Objective(nn.Module, Generic[Trained]):
     """A loss an image of a network in training.
 
     ``trained`` is what is trained, averaged and saved. Losses are those of denoisers with the weight (s^2 + d^2) / (s
@@ -17,9 +19,9 @@ class Objective(nn.Module):
     averaged over the real entries of an image.
     """
 
-    trained: nn.Module
+    trained: Trained
 
-    def __init__(self, trained: nn.Module, sigma_data: float) -> None:
+    def __init__(self, trained: Trained, sigma_data: float) -> None:
         super().__init__()
         self.trained = trained
         self.sigma_data = sigma_data
@@ -35,7 +37,7 @@ class Objective(nn.Module):
         return weight * squared_norm(error) / entries
 
 
-class Denoising(Objective):
+class Denoising(Objective[nn.Module]):
     """A teacher D(x, s): E w(s) ||D(x + s n, s) - x||^2 (Karras et al. 2022, equation 2)."""
 
     def forward(self, x: Tensor, sigma: Tensor, noise: Tensor) -> Tensor:
@@ -43,7 +45,7 @@ class Denoising(Objective):
         return self.weighted(self.trained(noisy, sigma) - x, sigma)
 
 
-class ScoreMatching(Objective):
+class ScoreMatching(Objective[Energy]):
     """An energy with no teacher: its own denoiser x - s^2 grad U_s is held to the clean image (Vincent 2011).
 
     ``consistency`` weighs the second half of dual score matching, which makes the values of the energy comparable over
@@ -53,8 +55,6 @@ class ScoreMatching(Objective):
 
     Raises: ValueError if consistency is negative.
     """
-
-    trained: Energy
 
     def __init__(self, trained: Energy, sigma_data: float, *, consistency: float = 0.0) -> None:
         super().__init__(trained, sigma_data)

@@ -75,12 +75,12 @@ def train_energy(recipe: Recipe, where: Where, teacher: Path | None) -> Path:
     images = read_images(recipe.data, where.data)
     shown = held_out_images(recipe, images, VALIDATION)
     torch.manual_seed(settings.seed)
-    if teacher is None:
+    denoiser = None if teacher is None else teacher_network(teacher)
+    if denoiser is None:
         spread = recipe.sigma_data or _spread(images.train)
         energy = recipe.make_energy(recipe.fresh_psi(images.train.shape[1], spread))
-        objective: Objective = ScoreMatching(energy, spread, consistency=recipe.consistency)
+        objective: Objective[Any] = ScoreMatching(energy, spread, consistency=recipe.consistency)
     else:
-        denoiser = teacher_network(teacher)
         spread = denoiser.sigma_data
         psi = recipe.fresh_psi(images.train.shape[1], spread)
         if recipe.form != "scalar":
@@ -91,7 +91,7 @@ def train_energy(recipe: Recipe, where: Where, teacher: Path | None) -> Path:
     def measure(average: nn.Module) -> Mapping[str, Any]:
         assert isinstance(average, Denoiser)
         found: dict[str, Any] = {"psnr": denoising_psnr(average.denoise, shown, recipe.sigmas, recipe.peak)}
-        if teacher is not None:
+        if denoiser is not None:
             found["relative_residual"] = relative_residual(average, denoiser, shown, recipe.sigmas)
         return found
 
@@ -100,7 +100,7 @@ def train_energy(recipe: Recipe, where: Where, teacher: Path | None) -> Path:
     if average is not None:
         assert isinstance(average, Denoiser)
         card = _card(recipe, images, settings, line)
-        if teacher is not None:
+        if denoiser is not None:
             with torch.no_grad():
                 card["metrics"]["teacher_psnr"] = denoising_psnr(denoiser, shown, recipe.sigmas, recipe.peak)
         save(average, target, card)
@@ -108,7 +108,7 @@ def train_energy(recipe: Recipe, where: Where, teacher: Path | None) -> Path:
 
 
 def _run(
-    objective: Objective,
+    objective: Objective[Any],
     images: Images,
     settings: Settings,
     recipe: Recipe,
