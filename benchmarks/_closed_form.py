@@ -269,8 +269,8 @@ def problem(name: str) -> Problem:
     Raises: ValueError for a name that is none.
     """
     kind, side, flags, instance = parse(name)
-    low, sharp, smooth = (flag in flags for flag in FLAGS)
-    isotropic = 0.03 if sharp else 0.05
+    low, _, smooth = (flag in flags for flag in FLAGS)
+    isotropic = isotropic_std(name)
     noise = LOW_NOISE_STD if low else NOISE_STD
     weights, means, factors = mixture(side, instance, isotropic, smooth)
     variances = torch.full((COMPONENTS,), isotropic**2, dtype=torch.float64)
@@ -295,6 +295,11 @@ def problem(name: str) -> Problem:
     _, truth, y, posterior = best
     hidden = (operator.mask == 0).flatten() if isinstance(operator, likelihoods.Mask) else None
     return Problem(name, prior, likelihoods.Gaussian(y, operator, noise), truth, hidden, posterior)
+
+
+def isotropic_std(name: str) -> float:
+    """Std in the directions that no factor of the prior reaches, of the problem of that name."""
+    return 0.03 if "sharp" in parse(name)[2] else 0.05
 
 
 def parse(name: str) -> tuple[str, int, tuple[str, ...], int]:

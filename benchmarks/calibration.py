@@ -1,14 +1,15 @@
 """Calibration where the posterior is known: every sampler on problems with a closed form, in one table.
 
     python benchmarks/calibration.py [--problems GLOB ...] [--samplers WORDS ...] [--samples 1000] [--runs 1] [--seed 0]
-        [--quick] [--resume] [--threads 1] [--out benchmarks/results/calibration]
+        [--quick] [--resume] [--draw] [--threads 1] [--out benchmarks/results/calibration]
 
-It writes OUT.json and OUT.md, anew after each run of a sampler, and prints the latter's summary. ``--problems`` are
-patterns such as ``'box-16*'`` (all problems where none is given; ``--list`` shows them), ``--samplers`` parts of names.
-``--runs`` repeats each case with other seeds. ``--quick`` takes the first instance of the 8x8 problems at noise 0.2,
-with 300 samples, and one run. ``--resume`` keeps what OUT.json has, and skips the cases in it of the same problem,
-sampler, seed and number of samples. Several processes may write to one OUT at a time, each with ``--resume``. Samplers
-that this version has not are skipped with a note.
+It writes OUT.json and OUT.md, anew after each run of a sampler, OUT.png at the end, and prints the summary.
+``--problems`` are patterns such as ``'box-16*'`` (all problems where none is given; ``--list`` shows them),
+``--samplers`` parts of names. ``--runs`` repeats each case with other seeds. ``--quick`` takes the first instance of
+the 8x8 problems at noise 0.2, with 300 samples, and one run. ``--resume`` keeps what OUT.json has, and skips the cases
+in it of the same problem, sampler, seed and number of samples. Several processes may write to one OUT at a time, each
+with ``--resume``. Samplers that this version has not are skipped with a note. ``--draw`` makes OUT.md and OUT.png
+of OUT.json and runs nothing. It runs on the CPU, in double precision.
 """
 
 import argparse
@@ -17,17 +18,14 @@ import fnmatch
 import hashlib
 import json
 import math
-import platform
 import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -36,11 +34,23 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import _closed_form as closed_form
 from _closed_form import Problem
+from _record import machine, redraw
 
 from potentia import annealers, inference
 from potentia._random import chain_generators
 from potentia.inference import Sampler
 from potentia.inference._prepare import fingerprint
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+@runtime_checkable
+class Foreign(Protocol):
+    """A sampler of another library."""
+
+    def draw(self, problem: Problem, num: int, seed: int) -> Tensor:
+        """One draw of each of ``num`` chains: (num, 1, side, side)."""
 
 
 def fine(levels: int, sigma_min: float = 0.02) -> annealers.Annealer:
@@ -101,12 +111,13 @@ def drawn(problem: Problem, sampler: Sampler, num: int, seed: int) -> Tensor:
     return state.x
 
 
-def run_case(problem: Problem, sampler: Sampler, num: int, seed: int) -> dict[str, Any]:
+def run_case(problem: Problem, sampler: Sampler | Foreign, num: int, seed: int) -> dict[str, Any]:
     """The row of one ensemble: its statistics, what a sample cost, and seconds for all of them."""
     before = problem.prior.cost.evaluations, problem.prior.cost.products
     begun = time.perf_counter()
     try:
-        ensemble = drawn(problem, sampler, num, seed)
+        foreign = isinstance(sampler, Foreign)
+        ensemble = sampler.draw(problem, num, seed) if foreign else drawn(problem, sampler, num, seed)
         seconds = time.perf_counter() - begun
         scores = closed_form.statistics(problem, ensemble)
     except (FloatingPointError, ValueError, RuntimeError) as err:
@@ -301,35 +312,61 @@ def report(rows: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def machine() -> str:
-    """Date, processor, threads and versions, in a sentence."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    name = next((x.split(":")[1].strip() for x in lines if "model name" in x), platform.machine())
-    versions = ", ".join(f"{name} {version(name)}" for name in ("potentia", "torch", "numpy"))
-    threads = f"{torch.get_num_threads()} thread(s)"
-    return f"{datetime.now(UTC):%Y-%m-%d}, {name}, {threads}; Python {platform.python_version()}, {versions}."
+def figure(rows: Sequence[Mapping[str, Any]]) -> "Figure":
+    """Coverage of what is observed and error of the weights against the cost of a sample, a point a sampler."""
+    from matplotlib.figure import Figure
+
+    made = Figure(figsize=(10, 4), layout="constrained")
+    left, right = made.subplots(1, 2)
+    cases = {key: averaged(case) for key, case in gathered(rows).items()}
+    names = sorted({sampler for _, sampler in cases}, key=lambda n: (rank(n), n))
+    for number, name in enumerate(names):
+        mine = [case for (_, sampler), case in cases.items() if sampler == name]
+        cost = statistics.fmean(c["evaluations"] + c["products"] for c in mine)
+        style = {"color": f"C{number % 10}", "marker": "os^Dv"[number // 10], "ls": ""}
+        for axis, key in ((left, "cov, observed"), (right, "tv")):
+            values = [c[key] for c in mine]
+            mean = statistics.fmean(values)
+            axis.plot([cost, cost], [min(values), max(values)], color=style["color"], alpha=0.4)
+            axis.plot([cost], [mean], label=name, **style)
+    left.axhline(closed_form.LEVEL, color="black", lw=0.8)
+    left.set(xscale="log", xlabel="evaluations and VJPs a sample", ylabel="coverage of 90 % intervals, observed")
+    right.set(xscale="log", xlabel="evaluations and VJPs a sample", ylabel="TV between mode weights")
+    right.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
+    return made
 
 
-def main() -> None:
-    options = parsed()
+def run(options: argparse.Namespace, samplers: Mapping[str, Sampler | Foreign]) -> None:
+    """Run the cases that OUT has not, or (``--draw``) none; then the report and the figure."""
+    if not options.draw:
+        record = Record(options.out, options.resume)
+        for name in options.problems:
+            run_problem(name, samplers, options, record)
+    redraw(options.out, report, figure)
+    print("\n".join(summary(json.loads(options.out.with_name(f"{options.out.name}.json").read_text("utf-8")))))
+
+
+def run_problem(
+    name: str, samplers: Mapping[str, Sampler | Foreign], options: argparse.Namespace, record: Record
+) -> None:
+    problem = closed_form.problem(name)
+    digest = fingerprint(problem.potential)
+    for label, sampler in samplers.items():
+        for seed in range(options.seed, options.seed + options.runs):
+            row = {"problem": name, "sampler": label, "seed": seed, "samples": options.samples}
+            row |= {"settings": repr(sampler), "fingerprint": digest}
+            if record.has(row):
+                continue
+            row |= {"weights": problem.posterior.weights.tolist(), "run": machine()}
+            row |= run_case(problem, sampler, options.samples, seed)
+            record.add(row)
+            print(f"{name}, {label}, seed {seed}: {told(row)}", flush=True)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = parsed(arguments)
     torch.set_num_threads(options.threads)
-    record = Record(options.out, options.resume)
-    samplers = {name: sampler for name in options.samplers if (sampler := made(name)) is not None}
-    for name in options.problems:
-        problem = closed_form.problem(name)
-        digest = fingerprint(problem.potential)
-        for label, sampler in samplers.items():
-            for seed in range(options.seed, options.seed + options.runs):
-                row = {"problem": name, "sampler": label, "seed": seed, "samples": options.samples}
-                row |= {"settings": repr(sampler), "fingerprint": digest}
-                if record.has(row):
-                    continue
-                row |= {"weights": problem.posterior.weights.tolist(), "run": machine()}
-                row |= run_case(problem, sampler, options.samples, seed)
-                record.add(row)
-                print(f"{name}, {label}, seed {seed}: {told(row)}", flush=True)
-    print("\n".join(summary(record.rows())))
+    run(options, {name: sampler for name in options.samplers if (sampler := made(name)) is not None})
 
 
 def told(row: Mapping[str, Any]) -> str:
@@ -349,7 +386,7 @@ def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/calibration"))
-    for flag in ("--quick", "--resume", "--list"):
+    for flag in ("--quick", "--resume", "--list", "--draw"):
         parser.add_argument(flag, action="store_true")
     options = parser.parse_args(arguments)
     names = closed_form.problem_names(options.instances)

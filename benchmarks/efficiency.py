@@ -1,32 +1,33 @@
 """Effective samples a second of CPU, and per 1,000 gradients: our samplers against Pyro, BlackJAX and NumPyro.
 
     python benchmarks/efficiency.py --peers-python PEERS/bin/python [--target gaussian-100 ...] [--method chees ...]
-        [--dtype float32 --dtype float64] [--repeats 1] [--out benchmarks/results/efficiency]
+        [--dtype float32 --dtype float64] [--repeats 1] [--resume] [--quick] [--draw]
+        [--out benchmarks/results/efficiency]
 
-The peers run in an environment of their own: ``python -m venv PEERS; PEERS/bin/pip install -r benchmarks/peers.txt``.
+The peers run in an environment of their own, with benchmarks/peers.txt (``make bench-env``).
 Without ``--peers-python`` only ours run. Every run is a process of its own on one thread. Times are CPU seconds of that
 process, which other work on the machine lengthens less than wall time; "with warm-up" adds adaptation and compilation
 to the sampling. The effective sample size is ArviZ's bulk ESS, least over all coordinates; a run counts as converged
 where its R-hat, largest over the coordinates, is below 1.05, and only those are compared. Of several repeats the median
-run by effective samples a second is reported. It writes OUT.json and OUT.md.
+run by effective samples a second is reported. It writes OUT.json, OUT.md and OUT.png.
 """
 
 import argparse
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from datetime import UTC, datetime
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from _efficiency_targets import NAMES, Target, starts, target
+from _record import about, files, publish, redraw, sentence
 from torch import Tensor
 
 import potentia as pt
@@ -36,6 +37,9 @@ from potentia.inference._chees import ChEES
 from potentia.inference._covariance import Dense
 from potentia.inference._hmc import HMC
 from potentia.inference._mala import MALA
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 HERE = Path(__file__).resolve().parent
 PEERS = ("pyro-hmc", "pyro-nuts", "blackjax-mala", "blackjax-nuts", "blackjax-mclmc", "numpyro-nuts")
@@ -225,35 +229,52 @@ def table(rows: list[Row]) -> str:
     return "\n".join(lines)
 
 
-def write(rows: list[Row], out: Path) -> None:
+def write(rows: list[Row], out: Path) -> str:
     order = [(n, d, m) for n in NAMES for d in ("float32", "float64") for m in (*OURS, *PEERS)]
     rows = sorted(rows, key=lambda r: order.index((r["target"], r["dtype"], r["method"])))
-    about = {
-        "date": datetime.now(UTC).date().isoformat(),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, one thread a run",
-        "torch": torch.__version__,
+    head = {
+        **about(packages=("potentia", "torch", "numpy", "arviz")),
         "peers": (HERE / "peers.txt").read_text().split(),
     }
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.with_suffix(".json").write_text(json.dumps({"about": about, "rows": rows}, indent=1) + "\n")
-    text = [
+    return publish(out, {"about": head, "rows": rows}, report, figure)
+
+
+def report(content: dict[str, Any]) -> str:
+    lines = [
         "# Efficiency of the samplers",
         "",
-        f"{about['date']}, {about['machine']}, torch {about['torch']}; peers: {', '.join(about['peers'])}. Seconds are "
+        f"{sentence(content['about'])} Peers: {', '.join(content['about']['peers'])}. One thread a run; seconds are "
         "CPU seconds. ESS: bulk, by ArviZ, least over the coordinates. Measured by `benchmarks/efficiency.py`.",
         "",
         "Gaussians have condition number 100 and are rotated at random; the mixture has two overlapping modes. "
         "`mala-exact` is told the covariance and takes no part in the comparison.",
         "",
-        *claims(rows),
+        *claims(content["rows"]),
         "",
-        table(rows),
-        "",
+        table(content["rows"]),
     ]
-    out.with_suffix(".md").write_text("\n".join(text))
+    return "\n".join(lines)
 
 
-def main() -> None:
+def figure(content: dict[str, Any]) -> "Figure":
+    """Effective samples a second of CPU, warm-up included, of the converged runs."""
+    from matplotlib.figure import Figure
+
+    rows = [r for r in content["rows"] if r["converged"]]
+    names = [m for m in (*OURS, *PEERS) if any(r["method"] == m for r in rows)]
+    made = Figure(figsize=(10, 3.6), layout="constrained")
+    for axis, name in zip(made.subplots(1, len(NAMES), sharey=True), NAMES, strict=True):
+        for dtype, mark in (("float32", "o"), ("float64", "s")):
+            mine = [r for r in rows if (r["target"], r["dtype"]) == (name, dtype)]
+            rates = [r["ess_per_second_with_warmup"] for r in mine]
+            axis.plot(rates, [names.index(r["method"]) for r in mine], mark, label=dtype)
+        axis.set(xscale="log", xlabel="ESS a second, with warm-up", title=name)
+        axis.set(yticks=range(len(names)), yticklabels=names)
+    axis.legend()
+    return made
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--peers-python", help="python of an environment with benchmarks/peers.txt")
     parser.add_argument("--target", action="append", choices=NAMES)
@@ -262,15 +283,22 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--out", type=Path, default=HERE / "results" / "efficiency")
     parser.add_argument("--resume", action="store_true", help="add to OUT.json what it does not have")
+    parser.add_argument("--quick", action="store_true", help="two of ours on one target")
+    parser.add_argument("--draw", action="store_true", help="make Markdown and figure of OUT.json, and measure nothing")
     parser.add_argument("--one", nargs=4, help=argparse.SUPPRESS)
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
+    if options.draw:
+        print(redraw(options.out, report, figure))
+        return
+    if options.quick:
+        options.target, options.method, options.dtype = ["mixture-50"], ["chees"], ["float32"]
     if options.one:
         run_ours(*options.one)
         return
     methods = options.method or [*OURS, *(PEERS if options.peers_python else ())]
     rows: list[Row] = []
     if options.resume:
-        rows = json.loads(options.out.with_suffix(".json").read_text())["rows"]
+        rows = json.loads(files(options.out)["json"].read_text())["rows"]
     for name in options.target or NAMES:
         for dtype in options.dtype or ("float32", "float64"):
             done = {r["method"] for r in rows if (r["target"], r["dtype"]) == (name, dtype)}

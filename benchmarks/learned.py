@@ -1,28 +1,33 @@
 """Cost of a learned energy: a gradient against an evaluation of its teacher, and the memory of a training step.
 
-    python benchmarks/learned.py [--recipe NAME ...] [--batch 8 --repeats 15 --memory-batch 64 --json FILE]
+    python benchmarks/learned.py [--recipe NAME ...] [--batch 8 --repeats 15 --memory-batch 64] [--device cpu] [--quick]
+        [--draw] [--out benchmarks/results/learned]
 
 For each recipe, with untrained networks of its shape: the teacher's evaluation without a graph and ``Denoiser.grad``
 are timed in turn, over and over, in one process; the ratio is the median over the rounds. The memory is the most that
-a process of its own ever held while it took two steps of distillation on a batch of ``--memory-batch`` images.
+a process of its own ever held while it took two steps of distillation on a batch of ``--memory-batch`` images, on the
+CPU whichever the device.
 """
 
 import argparse
-import json
 import resource
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
+from _record import about, parsed, parser, publish, redraw, seconds, sentence, table, verdict
 from torch import Tensor
 
 from potentia.training import Distillation, fit
 from potentia.training._recipe import read_recipe
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 SHAPES = {"digits-28": (1, 28, 28), "brain-t1": (1, 96, 96), "faces-64": (3, 64, 64)}
 TARGET_RATIO = 2.3
@@ -37,25 +42,20 @@ def images(name: str, number: int) -> Tensor:
     return torch.randn(number, *SHAPES[name], generator=generator, dtype=dtype)
 
 
-def seconds(call: Callable[[], object]) -> float:
-    begun = time.perf_counter()
-    call()
-    return time.perf_counter() - begun
-
-
-def gradient_ratio(name: str, batch: int, repeats: int) -> dict[str, float]:
+def gradient_ratio(name: str, batch: int, repeats: int, device: str) -> dict[str, float]:
     """Time of ``Denoiser.grad`` over that of the teacher's evaluation."""
-    net = read_recipe(name).denoiser(SHAPES[name][0], 0.5).eval().requires_grad_(False)
+    net = read_recipe(name).denoiser(SHAPES[name][0], 0.5).to(device).eval().requires_grad_(False)
     energy = read_recipe(name).make_energy(net)
-    x = images(name, batch)
-    sigma = torch.full((batch,), SIGMA)
+    x = images(name, batch).to(device)
+    sigma = torch.full((batch,), SIGMA, device=device)
 
     def teacher() -> Tensor:
         with torch.no_grad():
             out: Tensor = net(x, sigma)
         return out
 
-    pairs = [(seconds(teacher), seconds(lambda: energy.grad(x, sigma))) for _ in range(repeats + 2)][2:]
+    rounds = range(repeats + 2)
+    pairs = [(seconds(teacher, device), seconds(lambda: energy.grad(x, sigma), device)) for _ in rounds][2:]
     return {
         "teacher_ms": 1e3 * statistics.median(t for t, _ in pairs),
         "gradient_ms": 1e3 * statistics.median(g for _, g in pairs),
@@ -80,41 +80,67 @@ def train_two_steps(name: str, batch: int) -> None:
 
 def training_gigabytes(name: str, batch: int) -> float:
     """The most that two steps of distillation held, in GB, the process itself included."""
-    command = [sys.executable, __file__, "--train-two-steps", name, "--memory-batch", str(batch)]
+    command = [sys.executable, __file__, "--train-two-steps", name, str(batch)]
     out = subprocess.run(command, check=True, capture_output=True, text=True)
     return float(out.stdout.split()[-1])
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--recipe", action="append", choices=list(SHAPES))
-    parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--repeats", type=int, default=15)
-    parser.add_argument("--memory-batch", type=int, default=64)
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--train-two-steps", metavar="NAME", help=argparse.SUPPRESS)
-    given = parser.parse_args()
-    if given.train_two_steps:
-        train_two_steps(given.train_two_steps, given.memory_batch)
+def report(content: dict[str, Any]) -> str:
+    batch, memory_batch = content["settings"]["batch"], content["settings"]["memory batch"]
+    head = ["recipe", "M parameters", "teacher, ms", "gradient, ms", "ratio", "", f"GB, batch {memory_batch}", ""]
+    rows = []
+    for name, row in content["rows"].items():
+        judged = verdict(row["ratio"], TARGET_RATIO), verdict(row["training_gigabytes"], TARGET_GIGABYTES)
+        times = f"{row['teacher_ms']:.1f}", f"{row['gradient_ms']:.1f}", f"{row['ratio']:.2f}"
+        numbers = (f"{row['parameters'] / 1e6:.2f}", *times)
+        rows.append([name, *numbers, judged[0], f"{row['training_gigabytes']:.2f}", judged[1]])
+    lines = ["# A learned energy", "", sentence(content["about"]), "", f"Times are for {batch} images.", ""]
+    return "\n".join([*lines, *table(head, rows)])
+
+
+def figure(content: dict[str, Any]) -> "Figure":
+    from matplotlib.figure import Figure
+
+    made = Figure(figsize=(5, 2.4), layout="constrained")
+    axis = made.subplots()
+    names = list(content["rows"])
+    axis.barh(names, [content["rows"][n]["ratio"] for n in names])
+    axis.axvline(TARGET_RATIO, color="black", lw=0.8)
+    axis.set(xlabel="a gradient's time over an evaluation's")
+    axis.invert_yaxis()
+    return made
+
+
+def arguments_of(arguments: Sequence[str] | None) -> argparse.Namespace:
+    made = parser(__doc__, "learned")
+    made.add_argument("--recipe", action="append", choices=list(SHAPES))
+    made.add_argument("--batch", type=int, default=8)
+    made.add_argument("--repeats", type=int, default=15)
+    made.add_argument("--memory-batch", type=int, default=64)
+    options = parsed(made, arguments)
+    options.recipe = options.recipe or list(SHAPES)
+    if options.quick:
+        options.recipe, options.batch, options.repeats, options.memory_batch = ["digits-28"], 1, 2, 2
+    return options
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = arguments_of(arguments)
+    if options.draw:
+        print(redraw(options.out, report, figure))
         return
-    found: dict[str, dict[str, float]] = {}
-    for name in given.recipe or SHAPES:
-        row = gradient_ratio(name, given.batch, given.repeats)
-        row["training_gigabytes"] = training_gigabytes(name, given.memory_batch)
-        found[name] = row
-        met = "met" if row["ratio"] <= TARGET_RATIO else "NOT met"
-        print(
-            f"{name}: {row['parameters'] / 1e6:.2f} M parameters, teacher {row['teacher_ms']:.1f} ms, gradient "
-            f"{row['gradient_ms']:.1f} ms for {given.batch} images: ratio {row['ratio']:.2f} ({TARGET_RATIO}: {met})"
-        )
-        met = "met" if row["training_gigabytes"] < TARGET_GIGABYTES else "NOT met"
-        print(
-            f"{name}: distillation step, batch {given.memory_batch}: {row['training_gigabytes']:.2f} GB at the most "
-            f"({TARGET_GIGABYTES:g} GB: {met})"
-        )
-    if given.json:
-        given.json.write_text(json.dumps(found, indent=1) + "\n", "utf-8")
+    settings = {"batch": options.batch, "repeats": options.repeats, "memory batch": options.memory_batch}
+    content = {"about": about(options.device), "settings": settings, "rows": {}}
+    for name in options.recipe:
+        row = gradient_ratio(name, options.batch, options.repeats, options.device)
+        row["training_gigabytes"] = training_gigabytes(name, options.memory_batch)
+        content["rows"][name] = row
+        text = publish(options.out, content, report, figure)
+    print(text)
 
 
 if __name__ == "__main__":
-    main()
+    if sys.argv[1:2] == ["--train-two-steps"]:
+        train_two_steps(sys.argv[2], int(sys.argv[3]))
+    else:
+        main()

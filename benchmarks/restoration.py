@@ -1,49 +1,61 @@
 """Restoration with the learned priors: point estimates against tuned total variation, and what their intervals hold.
 
     python benchmarks/restoration.py --data ../shared/data [--prior digits-28 --prior faces-64 --prior brain-t1]
-        [--weights NAME=FILE] [--task WORDS] [--images 4] [--chains 8] [--tune] [--figure] [--resume]
-        [--out benchmarks/results/restoration]
+        [--weights NAME=FILE] [--task WORDS] [--method WORDS] [--images 4] [--chains 8] [--device cpu] [--tune]
+        [--figure] [--resume] [--quick] [--draw] [--out benchmarks/results/restoration]
 
 It writes OUT.json and OUT.md, anew after each task, and prints the latter. Test images, held out from the training of
 the prior, are measured and restored one by one. Methods: TV-MAP, with the weight that does best on training images of
 the task; MAP, the most probable image under the learned prior; the mean of an ensemble drawn by ALPS with
-Leimkuhler-Matthews noise; the same by the published update, down the same annealer. ``--tune`` searches annealers on
-training images and takes the best, in place of the table PLANS. ``--resume`` adds to OUT.json, and skips the tasks that
-it has with the same settings. ``--weights NAME=field`` puts a Gaussian field, fitted to the training images, in the
-prior's place. ``--figure`` draws one test image of each task that is run to OUT-PRIOR.png.
+Leimkuhler-Matthews noise; the same by the published update, down the same annealer; the baselines DPS, DAPS, DiffPIR,
+PnP-DM and MMPS, given the same prior. ``--tune`` searches annealers on training images and takes the best, in place of
+the table PLANS. ``--resume`` adds to OUT.json, and skips the methods that a task has there with the same settings.
+``--weights NAME=field`` puts a Gaussian field, fitted to the training images, in the prior's place. ``--figure`` draws
+one test image of each task that is run to OUT-PRIOR.png.
 """
 
 import argparse
 import itertools
-import json
 import math
-import platform
 import statistics
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime
-from importlib.metadata import version
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from _record import machine as machine  # the other restoration benchmarks take it from here
+from _record import parsed as read_command_line
+from _record import parser as command_line
+from _record import peak_memory, redraw
+from _restoration_report import (
+    BASELINES,
+    LEVEL,
+    METHODS,
+    PRIORS,
+    Record,
+    draw_panels,
+    figure,
+    plan_text,
+    report,
+)
+from _restoration_report import mean_and_error as mean_and_error
 from torch import Tensor
 
 from potentia import ConvergenceWarning, annealers, energies, inference, likelihoods
 from potentia._potential import Energy, Potential
+from potentia.inference import Sampler
 from potentia.inference._prepare import fingerprint
 from potentia.io import Ensemble
 from potentia.training._recipe import Recipe, read_recipe
 from potentia.training._runner import held_out_images
 from potentia.training._sources import Images, read_images
 
-METHODS = ("TV-MAP", "MAP", "mean", "mean, published rule")
-PRIORS = ("digits-28", "faces-64", "brain-t1")
 RECORDED = ("images", "tuning_images", "chains", "tolerance")
-LEVEL = 0.9
 TV_SEARCH = {"max_iterations": 1500, "tolerance": 1e-3}  # within 0.03 dB of 5,000 iterations in double precision
 TV_GRID = tuple(10 ** (k / 2) for k in range(-1, 5))  # 0.3 to 100, further where the best lies at an end
 
@@ -99,6 +111,7 @@ class Found:
     seconds: float
     evaluations: float = 0.0
     ensemble: Ensemble | None = None
+    megabytes: float = math.nan
 
 
 def box_mask(shape: tuple[int, ...], side: int) -> Tensor:
@@ -240,21 +253,44 @@ def most_probable(prior: Prior, problem: Problem, plan: Plan, device: str = "cpu
 
 
 def drawn(prior: Prior, problem: Problem, plan: Plan, options: argparse.Namespace, seed: int, rule: str) -> Found:
+    """The mean of an ensemble by ALPS."""
+    alps = inference.ALPS(plan.sample.annealer(prior.energy), rule=rule, tolerance=options.tolerance)
+    return sampled(prior, problem, alps, options, seed)
+
+
+def sampled(prior: Prior, problem: Problem, sampler: Sampler, options: argparse.Namespace, seed: int) -> Found:
     """The mean of an ensemble of independent samples, ``options.batch`` at a time."""
     begun, before = time.perf_counter(), sum(prior.evaluated)
     batch = min(options.batch, options.chains)
-    ensemble = inference.sample(
-        prior.energy + problem.data,
-        inference.ALPS(plan.sample.annealer(prior.energy), rule=rule, tolerance=options.tolerance),
-        num_chains=batch,
-        num_draws=options.chains // batch,
-        seed=seed,
-        device=options.device,
-        progress=False,
-    )
+    with inference.without_diagnostics():
+        ensemble = inference.sample(
+            prior.energy + problem.data,
+            sampler,
+            num_chains=batch,
+            num_draws=options.chains // batch,
+            seed=seed,
+            device=options.device,
+            progress=False,
+        )
     seconds = time.perf_counter() - begun
     evaluations = (sum(prior.evaluated) - before) / options.chains
     return Found(ensemble.samples().mean(dim=(0, 1)), seconds, evaluations, ensemble)
+
+
+def baselines(prior: Prior, tolerance: float) -> dict[str, Sampler]:
+    """Samplers of the literature down all of the prior's scales, with the budgets that the report tells."""
+    low, high = prior.energy.scales or (0.0, math.inf)
+    low, high = max(low, 0.02), min(high, 100.0)
+    turn = min(0.3, high)
+    walk = annealers.Geometric(turn, low, 10, steps=3)
+    made = (
+        inference.DPS(annealers.Karras(high, low, 200), zeta=1.0),
+        inference.DAPS(annealers.Karras(high, low, 40), num_ode=5),
+        inference.DiffPIR(annealers.Karras(high, low, 100)),
+        inference.SplitGibbs(annealers.Geometric(high, low, 50), num_denoise=4),
+        inference.MMPS(annealers.Geometric(high, turn, 20), 3) >> inference.ALPS(walk, tolerance=tolerance),
+    )
+    return dict(zip(BASELINES, made, strict=True))
 
 
 def psnr(image: Tensor, truth: Tensor, peak: float) -> float:
@@ -289,16 +325,13 @@ def scores_of(found: Found, problem: Problem) -> dict[str, float]:
     scores = {"psnr": psnr(image, truth, peak), "ssim": float(similarity), "seconds": found.seconds}
     if truth.is_complex():
         scores["psnr, magnitude"] = psnr(a, b, peak)
+    if not math.isnan(found.megabytes):
+        scores["megabytes"] = found.megabytes
     if found.evaluations:
         scores["evaluations"] = found.evaluations
     if found.ensemble is not None:
         scores |= calibration(found.ensemble, problem)
     return scores
-
-
-def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and its standard error, of two values or more."""
-    return statistics.fmean(values), statistics.stdev(values) / math.sqrt(len(values))
 
 
 PLANS: dict[str, Plan] = {
@@ -338,26 +371,52 @@ def searched(prior: Prior, problems: Sequence[Problem], plan: Plan, options: arg
     return max((replace(best, descent=schedule, polish=n) for schedule, n in pairs), key=maximising)
 
 
-def run_task(
-    prior: Prior, task: Task, tests: Sequence[Problem], training: Sequence[Problem], options: argparse.Namespace
-) -> tuple[list[dict[str, Any]], dict[str, Tensor]]:
-    """The rows of a task, one a method, and the panels of one image."""
-    plan = PLANS[prior.name]
-    if options.tune:
-        plan = searched(prior, training, plan, options)
-    weight = tuned_weight(training, options.device)
+def solvers_of(
+    prior: Prior, plan: Plan, weight: float, options: argparse.Namespace
+) -> dict[str, Callable[[int, Problem], Found]]:
+    """Every method of the table, by name: a function of an image's number and its problem."""
     solvers: dict[str, Callable[[int, Problem], Found]] = {
         "TV-MAP": lambda _, p: total_variation(p, weight, device=options.device),
         "MAP": lambda _, p: most_probable(prior, p, plan, options.device),
         "mean": lambda i, p: drawn(prior, p, plan, options, i, "leimkuhler-matthews"),
         "mean, published rule": lambda i, p: drawn(prior, p, plan, options, i, "published"),
     }
+    for name, sampler in baselines(prior, options.tolerance).items():
+        solvers[name] = lambda i, p, sampler=sampler: sampled(prior, p, sampler, options, i)  # type: ignore[misc]
+    return solvers
+
+
+def measured_memory(solve: Callable[[], Found], device: str) -> Found:
+    with peak_memory(device) as peak:
+        found = solve()
+    return replace(found, megabytes=peak.bytes / 1e6)
+
+
+def run_task(
+    prior: Prior,
+    task: Task,
+    tests: Sequence[Problem],
+    training: Sequence[Problem],
+    options: argparse.Namespace,
+    known: Mapping[str, Mapping[str, Any]],
+) -> tuple[list[dict[str, Any]], dict[str, Tensor]]:
+    """The rows of those methods that are asked for and not ``known``, and the panels of one image."""
+    methods = [m for m in METHODS if m not in known and (not options.method or any(w in m for w in options.method))]
+    if not methods:
+        return [], {}
+    plan = PLANS[prior.name]
+    if options.tune:
+        plan = searched(prior, training, plan, options)
+    weights = [row["tv_weight"] for row in known.values()]
+    weight = weights[0] if weights else tuned_weight(training, options.device)
+    solvers = solvers_of(prior, plan, weight, options)
     chosen = tests[len(tests) // 2]
     panels = {"truth": chosen.truth, "data": chosen.data.operator.adjoint(chosen.data.y)}
     common = {"prior": prior.name, "task": task.name, "tv_weight": weight, "plan": asdict(plan)}
     rows = []
-    for method, solve in solvers.items():
-        found = [solve(i, p) for i, p in enumerate(tests)]
+    for method in methods:
+        solve = solvers[method]
+        found = [measured_memory(partial(solve, i, p), options.device) for i, p in enumerate(tests)]
         scores = [scores_of(f, p) for f, p in zip(found, tests, strict=True)]
         listed = {name: [s[name] for s in scores] for name in scores[0]}
         rows.append({**common, "method": method, "least_gain": task.least_gain, "scores": listed})
@@ -388,199 +447,48 @@ def run_prior(name: str, options: argparse.Namespace, record: "Record") -> None:
     for task in tasks_of(name, options.data):
         settings = {**shared, "noise_std": task.noise_std}
         asked = not options.task or any(word in task.name for word in options.task)
-        if not asked or record.has(name, task.name, settings):
+        if not asked:
             continue
         print(f"{name}, {task.name}", flush=True)
         tests = [measured(task, x, i, recipe.peak) for i, x in enumerate(test_images)]
         training = [measured(task, x, i, recipe.peak) for i, x in enumerate(training_images)]
-        rows, panels[task.name] = run_task(prior, task, tests, training, options)
-        record.write([{**row, "settings": settings} for row in rows])
+        known = record.rows(name, task.name, settings)
+        rows, pictured = run_task(prior, task, tests, training, options, known)
+        if rows:
+            record.write([{**row, "settings": settings} for row in rows])
+        if {"truth", "data", *METHODS[:3]} <= set(pictured):
+            panels[task.name] = pictured
     if options.figure and panels:
-        draw(panels, options.out.with_name(f"{options.out.name}-{name}.png"))
+        draw_panels(panels, options.out.with_name(f"{options.out.name}-{name}.png"))
 
 
-class Record:
-    """What OUT.json and OUT.md say.
-
-    Raises: ValueError for rows to resume of other numbers of images or samples.
-    """
-
-    def __init__(self, out: Path, settings: Mapping[str, Any], resume: bool) -> None:
-        self.json, self.markdown = (out.with_name(f"{out.name}.{end}") for end in ("json", "md"))
-        self.content: dict[str, Any] = {"settings": dict(settings), "rows": [], "targets": []}
-        if resume and self.json.exists():
-            old = json.loads(self.json.read_text("utf-8"))
-            if old["settings"] != self.content["settings"]:
-                raise ValueError(f"{self.json}: was run with {old['settings']}, expected {settings} to resume it")
-            self.content = old
-
-    def has(self, prior: str, task: str, settings: Mapping[str, Any]) -> bool:
-        """Whether every method has a row of these settings."""
-        rows = [r for r in self.content["rows"] if (r["prior"], r["task"], r["settings"]) == (prior, task, settings)]
-        return len(rows) == len(METHODS)
-
-    def write(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Put the rows of a task in place of those there were."""
-        place = rows[0]["prior"], rows[0]["task"]
-        kept = [r for r in self.content["rows"] if (r["prior"], r["task"]) != place]
-        run = machine()
-        new = [{**row, "run": run} for row in rows]
-        self.content["rows"] = sorted([*kept, *new], key=lambda r: PRIORS.index(r["prior"]))
-        self.content["targets"] = targets(self.content["rows"])
-        self.json.parent.mkdir(parents=True, exist_ok=True)
-        self.json.write_text(json.dumps(self.content, indent=1) + "\n", "utf-8")
-        self.markdown.write_text(report(self.content), "utf-8")
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = parsed(arguments)
+    if not options.draw:
+        record = Record(options.out, {k: getattr(options, k) for k in RECORDED}, options.resume)
+        for name in options.prior:
+            run_prior(name, options, record)
+    print(redraw(options.out, report, figure))
 
 
-COLUMNS = {
-    "psnr": ("PSNR", 2),
-    "psnr, magnitude": ("of magnitude", 2),
-    "ssim": ("SSIM", 3),
-    "coverage": ("coverage", 3),
-    "coverage, inner": ("inner", 3),
-    "coverage, observed": ("observed", 3),
-    "coverage, hidden": ("hidden", 3),
-    "spread / error": ("spread / error", 2),
-    "evaluations": ("evaluations", 0),
-    "seconds": ("s", 2),
-}
-WITH_ERROR = ("psnr", "psnr, magnitude", "ssim", "coverage, hidden")
-
-
-def cell(key: str, values: Sequence[float] | None) -> str:
-    """A mean, with its standard error in columns where that matters; empty for what a method has not."""
-    if not values:
-        return ""
-    mean, error = mean_and_error(values)
-    digits = COLUMNS[key][1]
-    return f"{mean:.{digits}f}" + (f" ± {error:.{digits}f}" if key in WITH_ERROR and len(values) > 1 else "")
-
-
-def table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The rows of one prior in Markdown, without columns that none of them fills."""
-    keys = [k for k in COLUMNS if any(r["scores"].get(k) for r in rows)]
-    lines = [["task", "method", *(COLUMNS[k][0] for k in keys)], ["---", "---", *("---:" for _ in keys)]]
-    lines += [[r["task"], r["method"], *(cell(k, r["scores"].get(k)) for k in keys)] for r in rows]
-    return ["| " + " | ".join(line) + " |" for line in lines]
-
-
-def targets(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """What MAP and mean gain over TV-MAP, image by image, and whether that is enough on the average."""
-    found = {(r["prior"], r["task"], r["method"]): r for r in rows}
-    judged = []
-    for (prior, task, method), row in found.items():
-        if method not in METHODS[1:3]:
-            continue
-        baseline = found[prior, task, METHODS[0]]
-        pairs = zip(row["scores"]["psnr"], baseline["scores"]["psnr"], strict=True)
-        gain, error = mean_and_error([a - b for a, b in pairs])
-        verdict = {"gain": gain, "error": error, "least": row["least_gain"], "met": gain >= row["least_gain"]}
-        judged.append({"prior": prior, "task": task, "method": method, **verdict})
-    return judged
-
-
-def target_line(judged: Mapping[str, Any]) -> str:
-    gain = f"{judged['gain']:+.2f} ± {judged['error']:.2f} dB over TV-MAP"
-    verdict = f"at least {judged['least']:+.0f}: {'met' if judged['met'] else 'NOT met'}"
-    return f"- {judged['prior']}, {judged['task']}: {judged['method']} {gain} ({verdict})"
-
-
-NOTES = """\
-PSNR in dB, of peak 2 for images in [-1, 1] and 1 for MRI, whose magnitudes are divided by the 99th percentile of the
-volume's: there it is that of the complex image, with that of the magnitude beside it, and SSIM is of magnitudes.
-Estimates are not clipped. Means over the images ± their standard error. Coverage: share of pixels (real and imaginary
-parts count one each) whose nominal 90 % interval holds the truth; from n samples an interval can hold (n - 1) / (n + 1)
-at the most, {most:.3f} for the {chains} here, so that {nominal:.3f} is right. Inner pixels are those whose truth is not
-at an end of its range, such as the black around a digit or a head, whose spread is no more than the last scale. Spread
-/ error: root mean square of the pixels' std over that of the error of the mean, with the factor 1 + 1 / n for the mean
-of n; 1 is right. Evaluations of the network, counted, for one sample or one MAP; s: seconds for one image's MAP or its
-ensemble of {chains}. The published rule walks the same annealer. Noise std: 0.05; in MRI 0.02 a part in unitary
-k-space. Coil maps are measured ones, 16 coils on a disc, continued smoothly beyond its rim and divided by the root of
-their sum of squares; lines and random pixels differ from image to image. The weight of total variation (isotropic,
-epsilon 0.01) is the best of a log grid on {tuning_images} training images for each task."""
-
-
-def report(record: Mapping[str, Any]) -> str:
-    """The whole table in Markdown."""
-    rows, settings = record["rows"], record["settings"]
-    most = (settings["chains"] - 1) / (settings["chains"] + 1)
-    notes = NOTES.format(**settings, most=most, nominal=min(LEVEL, most))
-    lines = ["# Restoration", "", *dict.fromkeys(r["run"] for r in rows), "", notes, ""]
-    for prior in dict.fromkeys(r["prior"] for r in rows):
-        mine = [r for r in rows if r["prior"] == prior]
-        sources = ", ".join(dict.fromkeys(r["settings"]["source"] for r in mine))
-        lines += [f"## {prior}", "", f"{settings['images']} images, weights {sources}.", ""]
-        for task in dict.fromkeys(r["task"] for r in mine):
-            row = next(r for r in mine if r["task"] == task)
-            lines.append(f"- {task}: {plan_text(row['plan'])}; weight of total variation {row['tv_weight']:.3g}.")
-        lines += ["", *table(mine), ""]
-    return "\n".join([*lines, "## Targets", "", *map(target_line, record["targets"]), ""])
-
-
-def plan_text(plan: Mapping[str, Any]) -> str:
-    """The annealers of a plan, in words."""
-    sample, descent = (
-        f"{s['sigma_max']:g} to {s['sigma_min']:g}, {s['levels']} x {s['steps']}"
-        for s in (plan["sample"], plan["descent"])
-    )
-    return f"samples {sample}; MAP {descent}, then {plan['polish']} iterations of L-BFGS"
-
-
-def machine() -> str:
-    """Date, processor, threads and versions, in a sentence."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    name = next((x.split(":")[1].strip() for x in lines if "model name" in x), platform.machine())
-    versions = ", ".join(f"{name} {version(name)}" for name in ("potentia", "torch", "numpy"))
-    threads = f"{torch.get_num_threads()} thread(s)"
-    return f"{datetime.now(UTC):%Y-%m-%d}, {name}, {threads}; Python {platform.python_version()}, {versions}."
-
-
-def draw(panels: Mapping[str, Mapping[str, Tensor]], path: Path) -> None:
-    """One row a task: truth, data, the three estimates, std and error, the last two on one scale a task."""
-    from matplotlib.figure import Figure
-
-    names = ["truth", "data", *METHODS[:3], "std", "error"]
-    figure = Figure(figsize=(1.9 * len(names), 2.0 * len(panels)), layout="constrained")
-    axes = figure.subplots(len(panels), len(names), squeeze=False)
-    for row, (task, images) in zip(axes, panels.items(), strict=True):
-        top = float(torch.stack([images[n].abs().mean(0) for n in ("std", "error")]).quantile(0.995))
-        for axis, name in zip(row, names, strict=True):
-            uncertain, is_complex = name in ("std", "error"), images[name].is_complex()
-            image = images[name].abs() if is_complex else images[name]
-            low, high = (0.0, top) if uncertain else (0.0 if is_complex else -1.0, 1.0)
-            picture = image.mean(0) if uncertain or len(image) != 3 else image.movedim(0, -1)
-            scaled = ((picture - low) / (high - low)).clamp(0, 1).cpu().numpy()
-            axis.imshow(scaled, cmap="magma" if uncertain else "gray", vmin=0, vmax=1)
-            axis.set(xticks=[], yticks=[], ylabel=task if name == "truth" else "")
-            axis.set_title(name if not uncertain else f"{name}, up to {top:.2g}", fontsize=9)
-    figure.savefig(path, dpi=110)
-
-
-def main() -> None:
-    options = parsed()
-    record = Record(options.out, {k: getattr(options, k) for k in RECORDED}, options.resume)
-    for name in options.prior:
-        run_prior(name, options, record)
-    print(report(record.content))
-
-
-def parsed() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="the folder of images and coil maps")
+def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = command_line(__doc__, "restoration", "--tune", "--figure", "--resume")
+    parser.add_argument("--data", type=Path, help="the folder of images and coil maps")
     parser.add_argument("--prior", action="append", choices=PRIORS, help="all of them where none is given")
     parser.add_argument("--weights", action="append", type=pair, default=[], metavar="NAME=FILE")
     parser.add_argument("--task", action="append", help="only tasks whose name contains this")
+    parser.add_argument("--method", action="append", help="only methods whose name contains this")
     parser.add_argument("--images", type=int, default=4)
     parser.add_argument("--tuning-images", type=int, default=3)
     parser.add_argument("--chains", type=int, default=8)
     parser.add_argument("--batch", type=int, default=8, help="samples at a time; divides --chains")
     parser.add_argument("--tolerance", type=float, default=1e-2, help="of conjugate gradients, relative")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/restoration"))
-    for flag in ("--tune", "--figure", "--resume"):
-        parser.add_argument(flag, action="store_true")
-    options = parser.parse_args()
+    options = read_command_line(parser, arguments)
+    if options.data is None and not options.draw:
+        parser.error("--data is needed, unless --draw is given")
+    if options.quick:
+        options.prior, options.task, options.images, options.tuning_images = ["digits-28"], ["box"], 2, 1
+        options.chains = options.batch = 2
     options.prior = options.prior or list(PRIORS)
     if min(options.images, options.chains) < 2 or options.tuning_images < 1:
         parser.error("expected two --images and --chains or more, and one of --tuning-images")

@@ -1,25 +1,28 @@
 """Cost of one ALPS step against the bare network evaluation, and against the published loop's step.
 
-    python benchmarks/step.py [--side 64 --batch 8 --repeats 15 --json FILE]
+    python benchmarks/step.py [--side 64 --batch 8 --repeats 15] [--device cpu] [--quick] [--draw]
+        [--out benchmarks/results/step]
 
 Three things are timed in turn, over and over, in one process: (a) the network's forward pass and one vector-Jacobian
 product, with frozen parameters; (b) one step of ``inference.ALPS`` on an inpainting posterior with that network as
 prior; (c) the same step as the published code takes it, which keeps the graph of the gradient. Ratios are medians over
-the rounds; memory is the peak of what torch allocates within the call, from its own profiler.
+the rounds; memory is the peak of what torch allocates within the call, from its own profiler on the CPU.
 """
 
 import argparse
-import json
 import statistics
-import time
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
+from _record import about, parsed, parser, peak_memory, publish, redraw, seconds, sentence, table, verdict
 from torch import Tensor, nn
 
 from potentia import annealers, energies, inference, likelihoods
 from potentia._random import chain_generators
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 SIGMA = 0.3
 
@@ -62,8 +65,12 @@ class UNet(nn.Module):
         return x - sigma[:, None, None, None] * self.leave(self.up(self.grow(low) + high, code))
 
 
-def peak_bytes(call: Callable[[], object]) -> int:
-    """Peak of what torch holds on the CPU above what it held before the call."""
+def peak_bytes(call: Callable[[], object], device: str) -> float:
+    """Peak of what torch holds above what it held before the call."""
+    if torch.device(device).type == "cuda":
+        with peak_memory(device) as held:
+            call()
+        return held.bytes
     from torch.profiler import ProfilerActivity, profile
 
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as prof:
@@ -77,29 +84,31 @@ def peak_bytes(call: Callable[[], object]) -> int:
     return peak
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--side", type=int, default=64)
-    parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--repeats", type=int, default=15)
-    parser.add_argument("--json", type=Path)
-    options = parser.parse_args()
+NAMES = ("network forward + vjp", "ALPS step", "published step")
+TARGETS = {
+    "ALPS / bare, time": ("seconds", 1, 0, 1.10),
+    "ALPS / published, time": ("seconds", 1, 2, 0.95),
+    "ALPS / published, memory": ("bytes", 1, 2, 0.30),
+}
 
+
+def calls_of(options: argparse.Namespace) -> tuple[dict[str, Callable[[], object]], int]:
+    """The three calls, by name, and how many parameters their network has."""
     torch.manual_seed(0)
-    net = UNet().eval()
+    net = UNet().to(options.device).eval()
     side, batch = options.side, options.batch
-    mask = (torch.rand(side, side) < 0.3).float()
-    y = mask * torch.rand(1, side, side)
+    mask = (torch.rand(side, side) < 0.3).float().to(options.device)
+    y = mask * torch.rand(1, side, side).to(options.device)
     noise_std = 0.05
     prior = energies.Denoiser(net, scales=(0.01, 10.0))
     posterior = prior + likelihoods.Gaussian(y, likelihoods.Mask(mask), noise_std)
     sampler = inference.ALPS(annealers.Constant(SIGMA, 2), steps_per_level=500)
-    x = torch.randn(batch, 1, side, side)
-    state = sampler.init(posterior, x, chain_generators(0, range(batch)))
+    x = torch.randn(batch, 1, side, side).to(options.device)
+    state = sampler.init(posterior, x, chain_generators(0, range(batch), options.device))
 
-    frozen = UNet().eval().requires_grad_(False)
+    frozen = UNet().to(options.device).eval().requires_grad_(False)
     frozen.load_state_dict(net.state_dict())
-    sigma = torch.full((batch,), SIGMA)
+    sigma = torch.full((batch,), SIGMA, device=options.device)
 
     def bare() -> Tensor:
         z = x.detach().requires_grad_(True)
@@ -128,33 +137,72 @@ def main() -> None:
         del energy
         return out
 
-    calls = {"network forward + vjp": bare, "ALPS step": ours, "published step": published}
+    return dict(zip(NAMES, (bare, ours, published), strict=True)), sum(p.numel() for p in net.parameters())
+
+
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    """Seconds a round, bytes at the most, and parameters."""
+    calls, parameters = calls_of(options)
     times: dict[str, list[float]] = {name: [] for name in calls}
     for round_ in range(options.repeats + 2):
         for name, call in calls.items():
-            begun = time.perf_counter()
-            call()
+            spent = seconds(call, options.device)
             if round_ >= 2:
-                times[name].append(time.perf_counter() - begun)
-    memory = {name: peak_bytes(call) for name, call in calls.items()}
+                times[name].append(spent)
+    memory = {name: [peak_bytes(call, options.device)] for name, call in calls.items()}
+    return {"parameters": parameters, "seconds": times, "bytes": memory}
 
-    def ratio(a: str, b: str) -> float:
-        return statistics.median(p / q for p, q in zip(times[a], times[b], strict=True))
 
-    parameters = sum(p.numel() for p in net.parameters())
-    print(f"{parameters / 1e6:.2f} M parameters, batch {batch} of {side} x {side}, {torch.get_num_threads()} threads")
-    print(f"{'':24}{'median ms':>12}{'peak MB':>12}")
-    for name in calls:
-        print(f"{name:24}{1e3 * statistics.median(times[name]):12.1f}{memory[name] / 1e6:12.1f}")
-    rows = {
-        "ALPS / bare, time": (ratio("ALPS step", "network forward + vjp"), 1.10),
-        "ALPS / published, time": (ratio("ALPS step", "published step"), 0.95),
-        "ALPS / published, memory": (memory["ALPS step"] / memory["published step"], 0.30),
-    }
-    for name, (value, limit) in rows.items():
-        print(f"{name:28}{value:8.3f}   (at most {limit:.2f}: {'met' if value <= limit else 'NOT met'})")
-    if options.json:
-        options.json.write_text(json.dumps({name: value for name, (value, _) in rows.items()}, indent=2) + "\n")
+def ratios(content: dict[str, Any]) -> dict[str, tuple[float, float]]:
+    """Each target's ratio, the median over the rounds, and its limit."""
+    found = {}
+    for label, (what, a, b, limit) in TARGETS.items():
+        pairs = zip(content[what][NAMES[a]], content[what][NAMES[b]], strict=True)
+        found[label] = statistics.median(p / q for p, q in pairs), limit
+    return found
+
+
+def report(content: dict[str, Any]) -> str:
+    settings = content["settings"]
+    rows = [
+        [n, f"{1e3 * statistics.median(content['seconds'][n]):.1f}", f"{content['bytes'][n][0] / 1e6:.1f}"]
+        for n in NAMES
+    ]
+    lines = ["# A step", "", sentence(content["about"]), ""]
+    lines.append(
+        f"{content['parameters'] / 1e6:.2f} M parameters, batch {settings['batch']} of {settings['side']} x "
+        f"{settings['side']}. CPU seconds (GPU: wall time), medians."
+    )
+    lines += ["", *table(["", "ms", "peak MB"], rows), ""]
+    lines += [f"- {n}: {value:.3f} ({verdict(value, limit)})" for n, (value, limit) in ratios(content).items()]
+    return "\n".join(lines)
+
+
+def figure(content: dict[str, Any]) -> "Figure":
+    from matplotlib.figure import Figure
+
+    made = Figure(figsize=(8, 2.2), layout="constrained")
+    for axis, what in zip(made.subplots(1, 2, sharey=True), ("seconds", "bytes"), strict=True):
+        axis.barh(NAMES, [statistics.median(content[what][n]) for n in NAMES])
+        axis.set(xlabel=f"{what} a step")
+    axis.invert_yaxis()
+    return made
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    made = parser(__doc__, "step")
+    made.add_argument("--side", type=int, default=64)
+    made.add_argument("--batch", type=int, default=8)
+    made.add_argument("--repeats", type=int, default=15)
+    options = parsed(made, arguments)
+    if options.draw:
+        print(redraw(options.out, report, figure))
+        return
+    if options.quick:
+        options.side, options.batch, options.repeats = 16, 2, 2
+    settings = {"side": options.side, "batch": options.batch, "repeats": options.repeats}
+    content = {"about": about(options.device), "settings": settings, **measure(options)}
+    print(publish(options.out, content, report, figure))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """The ensemble writer against a plain file that takes the same bytes, what it costs a sampler, and its memory.
 
-    python benchmarks/store.py [--draws 160 --chains 4 --repeats 7 --folder DIR --out benchmarks/results/store]
+    python benchmarks/store.py [--draws 160 --chains 4 --repeats 7 --folder DIR] [--quick] [--draw]
+        [--out benchmarks/results/store]
 
 1. Speed. Three things are timed in turn, over and over, in one process, each onto the same disk and none with an fsync:
    (a) the draws, 2 x 320 x 320 in float32, written raw, one after the other, to one file; (b) ``EnsembleWriter`` as
@@ -17,25 +18,26 @@ Ratios are medians over the rounds, pair by pair.
 """
 
 import argparse
-import json
 import os
-import platform
 import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
-from datetime import UTC, datetime
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from _record import about, parsed, parser, publish, redraw, sentence, table
 from torch import Tensor
 
 from potentia.io import EnsembleWriter
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 SHAPE = (2, 320, 320)
 STATE = b"\0" * 65536
@@ -203,57 +205,50 @@ def memory(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     return told
 
 
-def markdown(record: dict[str, Any]) -> str:
-    lines = [
-        "# The ensemble writer",
-        "",
-        f"{record['date']}, {record['machine']}; {record['what']}.",
-        "",
-        "| | seconds | of raw |",
-        "| --- | ---: | ---: |",
-        *(
-            f"| {name} | {row['seconds']:.3f} | {row['of raw']:.2f} |"
-            for name, row in record["speed"].items()
-            if isinstance(row, dict)
-        ),
-        "",
-        "| stall at 10 ms a draw | until the last append | until closed |",
-        "| --- | ---: | ---: |",
-        *(
-            f"| {name} | {row['until the last append']:+.1%} | {row['until closed']:+.1%} |"
-            for name, row in record["stall"].items()
-        ),
-        "",
-        "| memory | blocks above the loop's own | allowed |",
-        "| --- | ---: | ---: |",
-        *(f"| {name} | {row['blocks above']:.2f} | {row['allowed']} |" for name, row in record["memory"].items()),
-    ]
-    return "\n".join(lines) + "\n"
+def report(content: dict[str, Any]) -> str:
+    settings, speeds = content["settings"], content["speed"]
+    what = f"{settings['chains']} chains x {settings['draws']} draws of {tuple(SHAPE)} float32"
+    lines = ["# The ensemble writer", "", sentence(content["about"]), "", f"{what}, {speeds['megabytes']:.0f} MB.", ""]
+    rows = [[n, f"{r['seconds']:.3f}", f"{r['of raw']:.2f}"] for n, r in speeds.items() if isinstance(r, dict)]
+    lines += [*table(["written", "seconds", "of raw speed"], rows), ""]
+    moments = ("until the last append", "until closed")
+    rows = [[name, *(f"{row[m]:+.1%}" for m in moments)] for name, row in content["stall"].items()]
+    lines += [*table(["stall at 10 ms a draw", *moments], rows), ""]
+    rows = [[n, f"{r['blocks above']:.2f}", str(r["allowed"])] for n, r in content["memory"].items()]
+    return "\n".join([*lines, *table(["memory", "blocks above the loop's own", "allowed"], rows)])
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--draws", type=int, default=160)
-    parser.add_argument("--chains", type=int, default=4)
-    parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--folder", type=Path, default=Path(), help="where to write; deleted afterwards")
-    parser.add_argument("--out", type=Path, help="results: OUT.json and OUT.md")
-    options = parser.parse_args()
-    torch.set_num_threads(1)
+def figure(content: dict[str, Any]) -> "Figure":
+    from matplotlib.figure import Figure
+
+    made = Figure(figsize=(6, 2.6), layout="constrained")
+    axis = made.subplots()
+    rows = {name: row for name, row in content["speed"].items() if isinstance(row, dict)}
+    axis.barh(list(rows), [content["speed"]["megabytes"] / row["seconds"] for row in rows.values()])
+    axis.set(xlabel="MB a second")
+    axis.invert_yaxis()
+    return made
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    made = parser(__doc__, "store")
+    made.add_argument("--draws", type=int, default=160)
+    made.add_argument("--chains", type=int, default=4)
+    made.add_argument("--repeats", type=int, default=7)
+    made.add_argument("--folder", type=Path, default=Path(), help="where to write; deleted afterwards")
+    options = parsed(made, arguments)
+    if options.draw:
+        print(redraw(options.out, report, figure))
+        return
+    if options.quick:
+        options.draws, options.chains, options.repeats = 4, 1, 1
+    settings = {"chains": options.chains, "draws": options.draws, "repeats": options.repeats}
+    content: dict[str, Any] = {"about": about(), "settings": settings}
     with tempfile.TemporaryDirectory(dir=options.folder, prefix="bench-store-") as name:
-        folder = Path(name)
-        record = {
-            "date": f"{datetime.now(UTC):%Y-%m-%d}",
-            "machine": f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}",
-            "what": f"{options.chains} chains x {options.draws} draws of {SHAPE} float32",
-            "speed": speed(options, folder),
-            "stall": stall(options, folder),
-            "memory": memory(options, folder),
-        }
-    print(markdown(record))
-    if options.out:
-        options.out.with_name(options.out.name + ".json").write_text(json.dumps(record, indent=1) + "\n")
-        options.out.with_name(options.out.name + ".md").write_text(markdown(record))
+        content["speed"] = speed(options, Path(name))
+        content["stall"] = stall(options, Path(name))
+        content["memory"] = memory(options, Path(name))
+    print(publish(options.out, content, report, figure))
 
 
 if __name__ == "__main__":
