@@ -176,6 +176,6 @@ SAMPLERS = {
         "PosteriorDiffusion", guided, {"term": "PiGDMDataFidelity", "steps": 500, "cg": 3}
     ),
     "deepinv moment matching": lambda: DeepInv(
-        "PosteriorDiffusion", guided, {"term": "MomentMatchingDataFidelity", "steps": 200, "cg": 3}
+        "PosteriorDiffusion", guided, {"term": "MomentMatchingDataFidelity", "steps": 200, "cg": 10}
     ),
 }
