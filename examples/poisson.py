@@ -6,8 +6,8 @@ log-Gaussian Cox process). The camera sees it through a blur and counts photons,
     x ~ N(0, spectrum),   y ~ Poisson(gain * blur(exp(x)) + background)
 
 The forward model ``GaussianBlur @ Exponential`` is not linear and the noise not Gaussian, so that no step is exact. The
-curvature about the most probable image, ``Preconditioner.gauss_newton``, makes a preconditioner that the
-Metropolis-adjusted Langevin algorithm (MALA) steps well with, and its test keeps the draws right.
+curvature about the most probable image, ``Preconditioner.gauss_newton``, makes a preconditioner that Hamiltonian Monte
+Carlo (HMC) steps well with, and its Metropolis test keeps the draws right.
 
 A posterior predictive check asks whether counts like these could come from the model at all. It sees misfit, and not
 all that is wrong: where one forgets the background the image takes it up, and the check is passed, but the intervals
@@ -93,13 +93,13 @@ class Found(NamedTuple):
 
 
 def sample(problem: Problem, background: float, args: argparse.Namespace) -> Found:
-    """Mode, preconditioner about it, MALA, and a predictive check."""
+    """Mode, preconditioner about it, HMC, and a predictive check."""
     posterior = problem.prior + problem.likelihood(background)
     # The prior is Gaussian and the mode the only one: a single scale will do, and L-BFGS does the work.
     mode = inference.map_estimate(posterior, annealers.Constant(1e-3), steps_per_level=1, init=problem.truth * 0).image
     ensemble = pt.sample(
         posterior,
-        inference.MALA(preconditioner=Preconditioner.gauss_newton(posterior, mode), steps_per_draw=args.thin),
+        inference.HMC(preconditioner=Preconditioner.gauss_newton(posterior, mode), num_leapfrog=args.leapfrog),
         num_chains=args.chains,
         num_draws=args.draws,
         num_warmup=args.warmup,
@@ -148,9 +148,9 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Found]:
     parser.add_argument("--photons", type=float, default=5.0, help="a pixel, of the object (default %(default)s)")
     parser.add_argument("--background", type=float, default=2.0, help="counts a pixel (default %(default)s)")
     parser.add_argument("--chains", type=int, default=4, help="(default %(default)s)")
-    parser.add_argument("--draws", type=int, default=100, help="of each chain (default %(default)s)")
-    parser.add_argument("--warmup", type=int, default=30, help="draws before those (default %(default)s)")
-    parser.add_argument("--thin", type=int, default=10, help="steps a draw (default %(default)s)")
+    parser.add_argument("--draws", type=int, default=250, help="of each chain (default %(default)s)")
+    parser.add_argument("--warmup", type=int, default=50, help="draws before those (default %(default)s)")
+    parser.add_argument("--leapfrog", type=int, default=5, help="steps a draw (default %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of truth, counts and sampler (default %(default)s)")
     parser.add_argument("--figure", metavar="FILE", help="write a figure")
     args = parser.parse_args(arguments)

@@ -117,7 +117,7 @@ SMALL: dict[Callable[[Any], None], list[str]] = {
     inpainting: ["--hole", "6", "6", "--levels", "14", "--steps", "2", "--chains", "6"],
     mri_brain: ["--side", "48", "--levels", "6", "--steps", "2", "--chains", "2", "--draws", "4"],
     phase_retrieval: ["--side", "8", "--chains", "3", "--draws", "30", "--warmup", "40"],
-    poisson: ["--side", "12", "--chains", "2", "--draws", "25", "--warmup", "12", "--thin", "3"],
+    poisson: ["--side", "12", "--chains", "2", "--draws", "25", "--warmup", "12", "--leapfrog", "3"],
 }
 
 
