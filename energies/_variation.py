@@ -49,7 +49,9 @@ class TotalVariation(Energy):
         dx, dy = self._difference(x, -1), self._difference(x, -2)
         squared = squared_magnitude(dx) + squared_magnitude(dy)
         magnitude = (squared + self.epsilon**2).sqrt()
-        return self._value(squared, magnitude), _adjoint(dx / magnitude, -1) + _adjoint(dy / magnitude, -2)
+        grad = _divergence(dx / magnitude, -1)
+        grad += _divergence(dy / magnitude, -2)
+        return self._value(squared, magnitude), grad.neg_()
 
     def _value(self, squared: Tensor, magnitude: Tensor) -> Tensor:
         # magnitude - epsilon, without its cancellation where the image is flat.
@@ -60,6 +62,6 @@ class TotalVariation(Energy):
         return torch.diff(x, dim=dim, append=x.narrow(dim, end, 1))
 
 
-def _adjoint(p: Tensor, dim: int) -> Tensor:
-    """Transpose of the differences; without wrapping, the last entry of p is zero, so that one formula serves both."""
-    return -torch.diff(p, dim=dim, prepend=p.narrow(dim, -1, 1))
+def _divergence(p: Tensor, dim: int) -> Tensor:
+    """Minus the transpose of the differences; without wrapping, the last entry of p is zero: one formula serves both."""
+    return torch.diff(p, dim=dim, prepend=p.narrow(dim, -1, 1))

@@ -161,21 +161,26 @@ class Sum(Potential):
         return total
 
     def value_and_grad(self, x: Tensor, sigma: Sigma = None) -> tuple[Tensor, Tensor]:
-        first, *rest = self.terms.values()
-        value, total = first.value_and_grad(x, sigma)
-        own = False
-        for term in rest:
+        first, *rest = self._weighted()
+        value, total = _times(first[1], *first[0].value_and_grad(x, sigma))
+        own = first[1] != 1
+        for term, weight in rest:
             v, grad = term.value_and_grad(x, sigma)
-            value, total, own = value + v, _added(total, grad, own), True
+            value, total, own = value.add(v, alpha=weight), _added(total, grad, weight, own), True
         return value, total
 
     def grad(self, x: Tensor, sigma: Sigma = None) -> Tensor:
-        first, *rest = self.terms.values()
-        total = first.grad(x, sigma)
-        own = False
-        for term in rest:
-            total, own = _added(total, term.grad(x, sigma), own), True
+        first, *rest = self._weighted()
+        (total,) = _times(first[1], first[0].grad(x, sigma))
+        own = first[1] != 1
+        for term, weight in rest:
+            total, own = _added(total, term.grad(x, sigma), weight, own), True
         return total
+
+    def _weighted(self) -> list[tuple[Potential, float]]:
+        """The terms without their weights, and the weights, which adding up takes along."""
+        terms = cast(list[Potential], list(self._terms))
+        return [(term.term, term.weight) if type(term) is Scaled else (term, 1.0) for term in terms]
 
     def quadratic(self, sigma: Sigma = None) -> Quadratic | None:
         """The sum of the terms' forms; None unless every term has one."""
@@ -214,12 +219,16 @@ class Sum(Potential):
         return list(self.terms.items())
 
 
-def _added(total: Tensor, grad: Tensor, own: bool) -> Tensor:
-    """Add a gradient to a total, in place if that is the sum's own: what a term returned may be held elsewhere."""
+def _times(weight: float, *factors: Tensor) -> tuple[Tensor, ...]:
+    return factors if weight == 1 else tuple(weight * t for t in factors)
+
+
+def _added(total: Tensor, grad: Tensor, weight: float, own: bool) -> Tensor:
+    """Add a multiple to a total, in place if that is the sum's own: what a term returned may be held elsewhere."""
     alike = total.shape == grad.shape and total.dtype == grad.dtype
     if own and alike and not (total.requires_grad or grad.requires_grad):
-        return total.add_(grad)
-    return total + grad
+        return total.add_(grad, alpha=weight)
+    return total.add(grad, alpha=weight)
 
 
 def unscaled(term: Potential) -> Potential:
