@@ -58,7 +58,7 @@ EQUIVALENT = (
     (r": (.*)device=[\w.]+, (.*) -> \1(device=None, )?\2$", _ONE_DEVICE),
     (r"ScoreOnly\.value_and_grad:", "whatever is handed on, forward refuses with the same sentence"),
     (r"filter_plane:.*size\[\+1\]", "size has two entries, of which the last is number 1"),
-    (r"standard_normal: where = .* -> where = None$", _ONE_DEVICE),
+    (r"standard_normal: where = .* -> where = (None$|.* or True else)", _ONE_DEVICE),
     (r"standard_normal: (.*)dtype=real, (.*out=.*) -> \1(dtype=None, )?\2$", "what is written to says the dtype"),
     (r"Sum\.(grad|value_and_grad): .*own = False -> own = None", "None counts as False"),
     (r"Sum\.(grad|value_and_grad): .*own\), True -> .*(None\), True|own\), False)", _SLOWER),
@@ -74,6 +74,14 @@ EQUIVALENT = (
     (r"conjugate_gradients: stacklevel", "held by a test that mutmut's own wrapper gets in the way of"),
     (r"conjugate_gradients: p = r -> ", "set in the first iteration, before it is read"),
     (r"conjugate_gradients: p = q.*active, 1\.0", "an entry that is done moves by zero, whatever the direction"),
+    (r"decide: .*< ratio -> .*<= ratio", "the two are equal with probability zero"),
+    (r"_first_guess: .* > 0\.5 -> .* >= 0\.5", "the two are equal with probability zero"),
+    (r"_first_guess: .*direction > 1(.*) -> .*direction >= 1\1", "the direction is two or one half"),
+    (r"leapfrog: length = .* and False else step", "steps are held in double precision"),
+    (
+        r"_given: (.*)scales\[0\] > 0: -> \1scales\[(1\] >|0\] >=) 0:",
+        "zero stands for the finest scale, as None does",
+    ),
     (r"Adjusted\.start: like = .*\[2:\]", "zeros that are broadcast; of the rest, dtype and device are read"),
     (
         r"Adjusted\.init: (self\._metric\(posterior, State\(x, ).* -> \1",

@@ -63,5 +63,5 @@ class TotalVariation(Energy):
 
 
 def _divergence(p: Tensor, dim: int) -> Tensor:
-    """Minus the transpose of the differences; without wrapping, the last entry of p is zero: one formula serves both."""
+    """Minus the transpose of the differences; without wrapping, the last entry of p is zero: one formula for both."""
     return torch.diff(p, dim=dim, prepend=p.narrow(dim, -1, 1))

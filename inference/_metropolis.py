@@ -229,8 +229,8 @@ class Adjusted(Sampler):
             step = torch.full(shape, first, dtype=torch.float64, device=x.device)
             memory |= {
                 **self._restarted(step),
-                STEPS: torch.zeros((), dtype=torch.int64),
-                FROZEN: torch.zeros((), dtype=torch.bool),
+                STEPS: torch.tensor(0),
+                FROZEN: torch.tensor(False),
             }
         return State(x, None, 0, generator, value.double(), grad, memory or NOTHING)
 
@@ -332,7 +332,7 @@ class Adjusted(Sampler):
             acceptance = decide(ratio, torch.zeros_like(ratio)).acceptance
             likely = (acceptance if self.per_chain else acceptance.mean()) > 0.5
             if direction is None:
-                direction = torch.where(likely, 2.0, 0.5).to(step.dtype)
+                direction = torch.where(likely, 2.0, 0.5)
             active = active & (likely == (direction > 1))
             if not bool(active.any()):
                 return torch.where(direction > 1, step / 2, step), tries

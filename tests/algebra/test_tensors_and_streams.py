@@ -169,6 +169,15 @@ def test_the_residual_of_a_single_pixel_is_reported() -> None:
     assert float(got.residual) > 0.1
 
 
+def test_the_refusal_of_an_indefinite_operator_says_what_would_help() -> None:
+    want = (
+        r"^here: the operator is not positive definite \(curvature -1\); what no measurement sees needs a prior with "
+        r"a quadratic form, or another preconditioner$"
+    )
+    with pytest.raises(ValueError, match=want):
+        conjugate_gradients(lambda v: -v, torch.ones(1, 1, 1), where="here")
+
+
 def test_conjugate_gradients_are_named_in_what_they_refuse() -> None:
     with pytest.raises(ValueError, match=r"^conjugate gradients: the right-hand side of shape \(1, 1, 1\) is not fin"):
         conjugate_gradients(lambda v: v, torch.full((1, 1, 1), float("nan")))

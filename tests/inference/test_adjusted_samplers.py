@@ -101,6 +101,13 @@ def test_the_preconditioner_is_that_of_the_scale_and_the_curvature(make: Any, si
         torch.testing.assert_close(p.solve(g), want.solve(g))
 
 
+@pytest.mark.parametrize(("sigma", "scale"), [(None, 0.1), (3.0, 3.0)])
+def test_beside_a_form_a_prior_without_one_counts_as_its_scale_says(sigma: float | None, scale: float) -> None:
+    u, g = Smoothed() + energies.Gaussian(torch.zeros(SHAPE, dtype=DOUBLE), 0.5), normal(2, *SHAPE)
+    precision = 1 / (0.25 + scale**2) + 1 / scale**2
+    torch.testing.assert_close(MALA(sigma=sigma)._given(u, g[0]).solve(g), g / precision)
+
+
 def test_a_prior_down_to_no_noise_at_all_is_taken_as_it_is() -> None:
     u, g = Centred(0.0), normal(2, *SHAPE)
     torch.testing.assert_close(HMC()._given(u, g[0]).solve(g), Preconditioner.of(u, None, None).solve(g))

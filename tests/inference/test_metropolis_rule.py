@@ -144,6 +144,14 @@ def test_the_path_is_the_textbooks_with_momenta_and_its_hamiltonian(
     torch.testing.assert_close(ratio, (energy[0] - energy[1]) / temperature)
 
 
+def test_a_step_a_chain_leaves_single_precision_as_it_is() -> None:
+    u, x = Stiff(), normal(2, *SHAPE, dtype=torch.float32)
+    step = torch.tensor([0.1, 0.2], dtype=DOUBLE)
+    end, velocity, ratio = leapfrog(u, None, IDENTITY, point(u, IDENTITY, x), normal(2, *SHAPE, dtype=x.dtype), step, 2)
+    assert end.x.dtype == end.grad.dtype == velocity.dtype == torch.float32
+    assert end.value.dtype == ratio.dtype == DOUBLE
+
+
 def test_a_path_costs_a_gradient_a_step_at_the_scale_and_one_value() -> None:
     u = Stiff()
     start = point(u, IDENTITY, normal(2, *SHAPE))
@@ -350,6 +358,12 @@ def test_adaptation_begins_at_the_time_step(sampler: MALA | HMC, first: float, s
     assert torch.equal(memory[RECORD], averaging.restart(memory[STEP]))
     assert sampler.adapts
     assert sampler.couples_chains is not sampler.per_chain
+
+
+def test_a_single_chain_adapts_too() -> None:
+    memory = MALA().init(Stiff(), normal(1, *SHAPE), chain_generators(0, [0])).memory
+    assert float(memory[STEP]) == pytest.approx(1.65 * D ** (-1 / 6))
+    assert (memory[STEPS].dtype, memory[FROZEN].dtype) == (torch.int64, torch.bool)
 
 
 def test_freezing_keeps_the_average_and_lets_go_of_statistics() -> None:
