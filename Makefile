@@ -4,7 +4,7 @@ BIN := .venv/bin
 PIP := $(BIN)/pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: demo test lint format docs bench bench-env clean help
+.PHONY: demo test lint coverage mutation format docs bench bench-env clean help
 
 demo: .venv/.demo-installed ## reconstruct an undersampled brain scan, with its uncertainty
 	$(BIN)/potentia demo
@@ -12,10 +12,18 @@ demo: .venv/.demo-installed ## reconstruct an undersampled brain scan, with its 
 test: lint ## lint, check types, then run the tests
 	@$(BIN)/pytest -n $(JOBS)
 
-lint: .venv/.dev-installed ## ruff, and mypy on the package
+lint: .venv/.dev-installed ## ruff, mypy and pyright on the package
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	cd src && ../$(BIN)/mypy --config-file ../pyproject.toml potentia
+	$(BIN)/basedpyright --pythonpath $(BIN)/python
+
+coverage: .venv/.dev-installed ## the tests, and which branches they take: htmlcov/index.html
+	$(BIN)/pytest -n $(JOBS) --cov --cov-branch --cov-report=term:skip-covered --cov-report=html
+
+mutation: .venv/.dev-installed ## plant faults in the algebra and the Metropolis rule, and see which tests notice
+	$(PIP) install -q -c constraints.txt mutmut
+	$(BIN)/python benchmarks/mutation.py
 
 format: .venv/.dev-installed ## put imports and layout in order
 	$(BIN)/ruff check --fix
@@ -37,7 +45,7 @@ bench-env: .venv-bench/.installed ## the peers that benchmarks compare with, in 
 
 clean: ## remove the environment, caches and whatever the demonstration wrote
 	rm -rf .venv .venv-bench .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage build dist docs/_build demo.zarr demo.png
-	rm -rf src/*.egg-info *.egg-info src/.mypy_cache
+	rm -rf src/*.egg-info *.egg-info src/.mypy_cache .coverage.* htmlcov .benchmarks
 	find src annealers docs energies inference io likelihoods tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 help: ## list the targets
