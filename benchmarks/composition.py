@@ -1,6 +1,6 @@
 """What composing costs: a sum of five terms against the same formula written out by hand.
 
-    python benchmarks/composition.py [--side 64 128 256 512] [--batch 4] [--repeats 41] [--device cpu]
+    python benchmarks/composition.py [--side 64 128 256 512] [--batch 16] [--repeats 41] [--device cpu]
         [--out benchmarks/results/composition] [--quick] [--draw]
 
 The posterior is a Gaussian field, weighted total variation, independent Gaussian pixels, blurred data and masked data.
@@ -210,7 +210,7 @@ def figure(content: dict[str, Any]) -> "Figure":
 def main(arguments: Sequence[str] | None = None) -> None:
     made = parser(__doc__, "composition")
     made.add_argument("--side", type=int, nargs="+", default=[64, 128, 256, 512])
-    made.add_argument("--batch", type=int, default=4)
+    made.add_argument("--batch", type=int, default=16)
     made.add_argument("--repeats", type=int, default=41)
     options = parsed(made, arguments)
     if options.draw:
