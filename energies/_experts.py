@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from potentia._potential import Energy, Sigma
-from potentia._tensor import EVENT_DIMS, sum_event
+from potentia._tensor import EVENT_DIMS, squared_magnitude, sum_event
 from potentia._validate import positive, shape_text, tensor
-from potentia.energies._shared import number_or_tensor, positive_entries, squared_magnitude
+from potentia.energies._shared import number_or_tensor, positive_entries
 
 
 class FieldsOfExperts(Energy):

@@ -117,11 +117,6 @@ def sigma_per_image(x: Tensor, s: float | Tensor) -> Tensor:
     return flat.expand(images)
 
 
-def squared_magnitude(t: Tensor) -> Tensor:
-    """|t|^2, entry by entry, real."""
-    return t.real.square() + t.imag.square() if t.is_complex() else t.square()
-
-
 def optional(module: str, extra: str, where: str) -> Any:
     """Import an optional dependency.
 

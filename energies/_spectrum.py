@@ -7,7 +7,7 @@ its entries do not grow with the size of the image, and its average over frequen
 import torch
 from torch import Tensor
 
-from potentia.energies._shared import squared_magnitude
+from potentia._tensor import squared_magnitude
 
 TINY = 1e-300
 

@@ -6,9 +6,8 @@ import torch
 from torch import Tensor
 
 from potentia._potential import Energy, Sigma
-from potentia._tensor import sum_event
+from potentia._tensor import squared_magnitude, sum_event
 from potentia._validate import positive
-from potentia.energies._shared import squared_magnitude
 
 
 class TotalVariation(Energy):

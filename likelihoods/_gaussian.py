@@ -10,7 +10,7 @@ from torch import Tensor
 from potentia._potential import Sigma
 from potentia._quadratic import MatrixFree, Quadratic, Structure
 from potentia._random import Generators, standard_normal
-from potentia._tensor import EVENT_DIMS, inner, squared_norm
+from potentia._tensor import EVENT_DIMS, inner, squared_magnitude, squared_norm
 from potentia._validate import shape_text, tensor
 from potentia.likelihoods._forward_model import ForwardModel
 from potentia.likelihoods._noise import NoiseModel, as_weight, evaluated, noise_parameter, number_text
@@ -117,7 +117,7 @@ class Gaussian(NoiseModel):
     def entries(self, z: Tensor, y: Tensor) -> Tensor:
         """Half the square of each whitened residual."""
         r = self._white(z - y)
-        return 0.5 * (r.real.square() + r.imag.square() if r.is_complex() else r.square())
+        return 0.5 * squared_magnitude(r)
 
     def slopes(self, z: Tensor, y: Tensor) -> Tensor:
         return self._weigh(self._measured(z - y))

@@ -2,6 +2,7 @@
 
 from torch import Tensor
 
+from potentia._tensor import squared_magnitude
 from potentia._validate import Shape
 from potentia.likelihoods._forward_model import ForwardModel
 
@@ -20,7 +21,7 @@ class Modulus(ForwardModel):
 
     def forward(self, x: Tensor) -> Tensor:
         z: Tensor = self.operator(x)
-        return (z * z.conj()).real if self.intensity else z.abs()
+        return squared_magnitude(z) if self.intensity else z.abs()
 
     def _direction(self, x: Tensor) -> Tensor:
         """The gradient of a measurement in z = A(x): z / |z|, or 2 z for intensities."""

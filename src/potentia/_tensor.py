@@ -18,12 +18,17 @@ def sum_event(t: Tensor, event_dims: int = EVENT_DIMS) -> Tensor:
     return t.sum(dim=tuple(range(-event_dims, 0)), dtype=accumulate)
 
 
+def squared_magnitude(t: Tensor) -> Tensor:
+    """|t|^2, entry by entry, real."""
+    return t.real.square() + t.imag.square() if t.is_complex() else t.square()
+
+
 def squared_norm(t: Tensor, event_dims: int = EVENT_DIMS) -> Tensor:
     """Sum of squared magnitudes over the event dimensions, in float64.
 
     Shapes: t (*batch, *event) -> (*batch,).
     """
-    return sum_event((t.real.square() + t.imag.square()) if t.is_complex() else t.square(), event_dims)
+    return sum_event(squared_magnitude(t), event_dims)
 
 
 def inner(a: Tensor, b: Tensor, event_dims: int = EVENT_DIMS) -> Tensor:
