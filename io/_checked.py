@@ -178,7 +178,8 @@ class CheckedStore(Store):
             # A writer may have gone on since the checksums were read, and another reading have read them again already.
             if not self.read_only or attempt == _RELOADS:
                 break
-            if not await self._reloaded() and self.accepted(key) == accepted:
+            await self._reload()
+            if self.accepted(key) == accepted:
                 break
         if not accepted:
             return None
@@ -186,11 +187,9 @@ class CheckedStore(Store):
             raise StoreError(f"{self._where}: the store is cut short: {key} is missing")
         raise StoreError(f"{self._where}: {key} is damaged: its {len(value)} bytes do not have the recorded checksum")
 
-    async def _reloaded(self) -> bool:
-        before, files = self._tables, self._manifest.files
+    async def _reload(self) -> None:
         if not await self._load():
             raise StoreError(f"{self._where}: the store is cut short: {MANIFEST} is missing")
-        return files != self._manifest.files or not np.array_equal(before, self._tables)
 
     async def get(
         self, key: str, prototype: BufferPrototype | None = None, byte_range: ByteRequest | None = None

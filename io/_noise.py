@@ -97,10 +97,16 @@ def noise_samples(kspace: NDArray[Any], *, source: str = "border", fraction: flo
         tall, wide = (max(1, math.ceil(n * math.sqrt(fraction) / 2)) for n in mask.shape)
         image = np.concatenate([image[:, :tall], image[:, -tall:]], axis=1)
         return np.concatenate([image[..., :wide], image[..., -wide:]], axis=2).reshape(len(array), -1)
-    height, width = (np.abs(np.arange(n) - n // 2) / (n / 2) for n in mask.shape)
-    radius = np.hypot(height[:, None], width)[mask]
+    radius = _from_middle(mask.shape)[mask]
     count = math.ceil(fraction * radius.size)
     return array[:, mask][:, np.argsort(-radius, kind="stable")[:count]]
+
+
+def _from_middle(shape: tuple[int, ...]) -> NDArray[np.float64]:
+    """Distance from the middle of k-space, 1 at the middle of an edge: (ky, kx)."""
+    height, width = (np.abs(np.arange(n) - n // 2) / (n / 2) for n in shape)
+    distance: NDArray[np.float64] = np.hypot(height[:, None], width)
+    return distance
 
 
 def border_samples(
@@ -123,8 +129,7 @@ def border_samples(
     if silent:
         raise ValueError(f"{where}: coil {', '.join(silent)} is zero everywhere, expected every coil to have measured")
     measured = (counts > 0) & (kspace != 0).any(axis=1)
-    height, width = (np.abs(np.arange(n) - n // 2) / (n / 2) for n in measured.shape[1:])
-    radius = np.broadcast_to(np.hypot(height[:, None], width), measured.shape)[measured]
+    radius = np.broadcast_to(_from_middle(measured.shape[1:]), measured.shape)[measured]
     wanted = max(math.ceil(fraction * radius.size), LEAST * coils)
     outermost = np.argsort(-radius, kind="stable")[:wanted]
     outermost = outermost[radius[outermost] >= MIDDLE]
