@@ -1,13 +1,11 @@
 """``potentia sample`` on data sets: which items there are, what is built of them, and what is said at the end."""
 
 import warnings
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import cloudpickle
-import distributed
 import numpy as np
 import pytest
 import torch
@@ -33,19 +31,6 @@ from potentia.io._collection import open_collection
 
 SMALL = ["--chains", "2", "--draws", "2", "--sampler", "alps", "--levels", "3", "--steps", "2"]
 nibabel = pytest.importorskip("nibabel")
-
-
-@pytest.fixture(scope="module")
-def scheduler() -> Iterator[str]:
-    """Address of a cluster of one worker, within this process."""
-    with distributed.LocalCluster(
-        n_workers=1,
-        threads_per_worker=1,
-        processes=False,
-        dashboard_address=None,
-        scheduler_kwargs={"dashboard_address": "127.0.0.1:0"},
-    ) as cluster:
-        yield cluster.scheduler_address
 
 
 def picture(path: Path, seed: int = 0, size: tuple[int, int] = (7, 5)) -> Path:

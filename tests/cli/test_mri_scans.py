@@ -1,11 +1,9 @@
 """``potentia sample --task mri`` on what scans are like: folders, several slices, no calibration lines, one coil."""
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import distributed
 import numpy as np
 import pytest
 import torch
@@ -32,19 +30,6 @@ def kspace(slices: int = 1, noise: float = 0.02) -> np.ndarray:
     clean = centred_fft(smooth_maps(COILS, SHAPE) * 10 * ellipse(SHAPE))
     planes = [clean / (1 + k) + complex_normal(clean.shape, k, noise) for k in range(slices)]
     return np.stack(planes).astype(np.complex64)
-
-
-@pytest.fixture(scope="module")
-def scheduler() -> Iterator[str]:
-    """Address of a cluster of one worker, within this process."""
-    with distributed.LocalCluster(
-        n_workers=1,
-        threads_per_worker=1,
-        processes=False,
-        dashboard_address=None,
-        scheduler_kwargs={"dashboard_address": "127.0.0.1:0"},
-    ) as cluster:
-        yield cluster.scheduler_address
 
 
 @pytest.fixture
